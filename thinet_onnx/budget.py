@@ -1,0 +1,123 @@
+"""A target becomes the number of channels to keep in each group.
+
+One constrained choice over all groups: the least total error, each group's error curve weighed by how much the network's
+output moves with it, for the MACs (or parameters) asked for. Costs are exact and bilinear in neighbouring groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx.cost import Cost
+from thinet_onnx.errors import TargetError
+
+_WIDE = 64  # from this many channels on, widths are multiples of 8
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What removing channels of one group costs: `error[k]` when k of them are gone (error[0] = 0), weighed for the sum."""
+
+    error: NDArray[np.float64]
+
+
+def default_step(size: int) -> int:
+    """Multiples that a group's width is rounded to: 8 from 64 channels on, 4 from 32, 2 from 16, else 1."""
+    return 8 if size >= _WIDE else 4 if size >= 32 else 2 if size >= 16 else 1
+
+
+def widths(size: int, floor: int, step: int) -> list[int]:
+    """Widths a group may have, ascending: multiples of `step` from the first that `floor` allows, and the full size.
+
+    A group whose size is no multiple keeps at least `step`, or half its size where that is less.
+    """
+    least = max(floor, min(step, -(-size // 2)))
+    return sorted({size, least} | {w for w in range(step, size, step) if w >= least})
+
+
+def uniform(sizes: Sequence[int], choices: Sequence[Sequence[int]], keep: float) -> list[int]:
+    """The paper's way: the same share of every group, the nearest allowed width."""
+    return [
+        min(options, key=lambda width, size=size: (abs(width - keep * size), width))  # type: ignore[misc]
+        for size, options in zip(sizes, choices, strict=True)
+    ]
+
+
+def allocate(
+    sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost, limit: float
+) -> list[int]:
+    """Channels to keep in each group so that the cost is at most `limit` and the added error least.
+
+    Greedy on added error per saved cost, over all widths of a group at once (so that a flat stretch behind a steep one is
+    seen), then gives back what the last step took too much.
+
+    Args:
+        sizes: channels of each group.
+        choices: allowed widths of each group, ascending, the full size last.
+        curves: error of each group.
+        cost: the network's cost.
+        limit: what may remain.
+
+    Raises:
+        TargetError: the narrowest choice of all groups still costs more.
+    """
+    least = [options[0] for options in choices]
+    floor = cost.total(least)
+    if floor > limit:
+        raise TargetError(
+            f"The target asks for {limit:,.0f} to remain, but with every group at its narrowest {floor:,.0f} are left; "
+            "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
+        )
+    kept = list(sizes)
+    current = cost.total(kept)
+    while current > limit:
+        group, width = _best_step(kept, choices, curves, cost)
+        current -= cost.saving(kept, group, width)
+        kept[group] = width
+    give_back(kept, sizes, choices, curves, cost, limit)
+    return kept
+
+
+def _best_step(kept: list[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost) -> tuple[int, int]:
+    """The step down with the least added error per saved cost."""
+    best, least = (-1, -1), np.inf
+    for group, options in enumerate(choices):
+        now = kept[group]
+        size = options[-1]
+        for width in options:
+            if width >= now:
+                break
+            saved = cost.saving(kept, group, width)
+            added = curves[group].error[size - width] - curves[group].error[size - now]
+            rate = max(float(added), 0.0) / saved if saved > 0 else np.inf
+            if rate < least or (rate == least and width > best[1]):
+                best, least = (group, width), rate
+    if best[0] < 0:
+        raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
+    return best
+
+
+def give_back(
+    kept: list[int], sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost, limit: float
+) -> None:
+    """Widen groups again, in place, while the limit allows, the most error saved per cost first."""
+    room = limit - cost.total(kept)
+    while True:
+        best, most = (-1, -1), 0.0
+        for group, options in enumerate(choices):
+            for width in options:
+                if width <= kept[group]:
+                    continue
+                price = -cost.saving(kept, group, width)
+                if price > room:
+                    break
+                gain = float(curves[group].error[sizes[group] - kept[group]] - curves[group].error[sizes[group] - width])
+                rate = max(gain, 1e-30) / max(price, 1e-30)
+                if rate > most:
+                    best, most = (group, width), rate
+        if best[0] < 0:
+            return
+        room += cost.saving(kept, *best)
+        kept[best[0]] = best[1]

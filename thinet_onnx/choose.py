@@ -1,0 +1,238 @@
+"""Rank the channels of a group, price every width, refit what reads them: from what the watchers saw to numbers.
+
+`View` is what is known of one consumer at one moment; `Chooser` puts the views of a group's consumers together, each divided
+by its output energy, and calls `select` and `reconstruct`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx import reconstruct, select
+from thinet_onnx.consumers import Consumer, unit_offsets
+from thinet_onnx.groups import Analysis, Group
+from thinet_onnx.labels import Ids
+from thinet_onnx.moments import Statistics, objective
+from thinet_onnx.observe import Watcher
+from thinet_onnx.options import PruneOptions
+from thinet_onnx.surgery import Refit
+from thinet_onnx.unfold import weight_matrix
+
+Array = np.ndarray[Any, Any]
+Doubles = NDArray[np.float64]
+
+RIDGE = 1e-3  # λ as a share of the mean diagonal of H
+
+
+@dataclass
+class View:
+    """One consumer's statistics for each convolution group, the paper's sampled rows, and the share of zeros of its units."""
+
+    consumer: Consumer
+    parts: list[Statistics]
+    sampled: tuple[Array, Array] | None
+    units: Ids
+    zeros: Doubles
+
+    @classmethod
+    def of(cls, watcher: Watcher, *, centred: bool) -> "View":
+        """What a watcher has gathered, summed up."""
+        units, zeros = watcher.zero_share()
+        return cls(
+            watcher.consumer, [moments.statistics(centred=centred) for moments in watcher.moments],
+            watcher.sampled() if watcher.has_samples else None, units, zeros,
+        )  # fmt: skip
+
+    @property
+    def energy(self) -> float:
+        """What the consumer puts out, its channels weighed as the network does: the unit of its errors."""
+        if not self.parts:
+            assert self.sampled is not None
+            return max(float(np.square(self.sampled[1], dtype=np.float64).mean()), 1e-30)
+        scales = self.consumer.scale.reshape(len(self.parts), -1)
+        return max(sum(float(s**2 @ part.energy) for s, part in zip(scales, self.parts, strict=True)), 1e-30)
+
+    def weighted(self) -> Iterable[tuple[Statistics, Doubles, Doubles]]:
+        """For each convolution group: statistics, weights and targets with the scale behind the layer multiplied in."""
+        scales = self.consumer.scale.reshape(len(self.parts), -1)
+        for part, matrix, scale in zip(self.parts, self.consumer.matrix, scales, strict=True):
+            yield part, matrix * scale[:, None], part.p * scale[:, None]
+
+
+class Chooser:
+    """Decisions of one run, group by group."""
+
+    def __init__(self, analysis: Analysis, consumers: list[Consumer], options: PruneOptions) -> None:
+        self.analysis = analysis
+        self.options = options
+        self.offsets = unit_offsets(analysis)
+        self.readers: list[list[Consumer]] = [
+            [c for c in consumers if self._local(c.keys, index).max(initial=-1) >= 0] for index in range(len(analysis.groups))
+        ]
+
+    @property
+    def centred(self) -> bool:
+        """A full refit has a bias to take up the means; the other ways have none."""
+        return self.options.reconstruction == "full"
+
+    def _local(self, keys: Ids, group: int) -> Ids:
+        """Keys of one group's units, counted from 0; −1 elsewhere."""
+        start, end = self.offsets[group : group + 2]
+        return np.where((keys >= start) & (keys < end), keys - start, -1)
+
+    def order(self, group: int, views: Mapping[Consumer, View]) -> Ids:
+        """The order in which the units of a group go, by the chosen method."""
+        size, method = self.analysis.groups[group].size, self.options.method
+        if method == "random":
+            return np.random.default_rng([self.options.seed, group]).permutation(size).astype(np.int64)
+        if method == "weight-sum":
+            return select.by_score(self._weight_sum(self.analysis.groups[group]))
+        own = [views[consumer] for consumer in self.readers[group] if consumer in views]
+        if method == "apoz":
+            shares = np.zeros(size)
+            for view in own:
+                local = self._local(view.units, group)
+                shares[local[local >= 0]] += view.zeros[local >= 0]
+            return select.by_score(-shares)
+        matrix = self.gram(group, own) if method == "thinet-sampled" else self.objective(group, own)
+        return select.greedy(matrix)[0]
+
+    def objective(self, group: int, views: Iterable[View]) -> Doubles:
+        """M of a group, summed over its consumers."""
+        size = self.analysis.groups[group].size
+        total = np.zeros((size, size))
+        for view in views:
+            if not view.parts:
+                total += self.gram(group, [view])
+                continue
+            keys = self._local(view.consumer.keys, group)
+            total += sum(objective(part.h, w, keys, size) for part, w, _ in view.weighted()) / view.energy
+        return total
+
+    def gram(self, group: int, views: Iterable[View]) -> Doubles:
+        """The Gram matrix of the paper's sampled rows of a group, summed over its consumers."""
+        size = self.analysis.groups[group].size
+        total = np.zeros((size, size))
+        for view in views:
+            assert view.sampled is not None
+            local = self._local(view.units, group)
+            rows = view.sampled[0][:, local >= 0].astype(np.float64)
+            place = np.ix_(local[local >= 0], local[local >= 0])
+            total[place] += rows.T @ rows / (len(rows) * max(float(np.square(view.sampled[1], dtype=np.float64).mean()), 1e-30))
+        return total
+
+    def curve(self, group: int, views: Mapping[Consumer, View]) -> tuple[Ids, Doubles]:
+        """An order of removal and the relative error at every width (size + 1 values, from 0), consumers summed up."""
+        size = self.analysis.groups[group].size
+        own = [views[consumer] for consumer in self.readers[group] if consumer in views]
+        order = self.order(group, views)
+        error = np.zeros(size)
+        for view in own:
+            keys = self._local(view.consumer.keys, group)
+            if self.options.reconstruction != "full" or not view.parts:
+                error += select.apply_order(self.objective(group, [view]), order)
+                continue
+            single = len(own) == 1 and len(view.parts) == 1
+            for part, _, p in view.weighted():
+                found, costs = select.elimination(part.h, p, keys, size, RIDGE, None if single else order)
+                order = found if single else order
+                error += costs / view.energy
+        return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
+
+    def _weight_sum(self, group: Group) -> Doubles:
+        """Sum of absolute weights of the filters that make each unit."""
+        scores = np.zeros(group.size)
+        for layer in group.producers:
+            weight = self.analysis.graph.fold(layer.weight)
+            if weight is None or layer.out_labels is None:
+                continue
+            matrix = weight_matrix(weight.astype(np.float32), layer.in_axis, layer.groups, layer.window)
+            sums = np.abs(matrix).reshape(-1, matrix.shape[2]).sum(1, dtype=np.float64)
+            unit_of = {root: unit for unit, root in enumerate(group.roots.tolist())}
+            for channel, root in enumerate(self.analysis.roots(layer.out_labels).tolist()):
+                if root in unit_of:
+                    scores[unit_of[root]] += sums[channel]
+        return scores
+
+    def rebuild(self, view: View, kept: Mapping[int, Ids]) -> "Rebuilt":
+        """New weights of a consumer once the groups in `kept` (index → units that stay) are cut.
+
+        Groups that are not in `kept` stay whole. Columns that go are zero.
+        """
+        consumer = view.consumer
+        stays = np.ones(int(self.offsets[-1]) + 1, bool)
+        for group, units in kept.items():
+            stays[self.offsets[group] : self.offsets[group + 1]] = False
+            stays[self.offsets[group] + units] = True
+        columns = stays[consumer.keys]  # key −1 reads the last entry, which stays
+        way = self.options.reconstruction
+        if way == "none" or columns.all():
+            matrix = consumer.matrix * columns
+            return Rebuilt(consumer, matrix.astype(np.float64), None, self._left(view, matrix, None))
+        if way == "scale" or not view.parts:
+            factors = self._scales(view, stays)
+            matrix = (consumer.matrix * np.where(consumer.keys >= 0, factors[consumer.keys], 1.0)).astype(np.float64)
+            return Rebuilt(consumer, matrix, None, self._left(view, matrix, None))
+        matrix = np.stack(
+            [reconstruct.full(part, w, columns, RIDGE) for part, w in zip(view.parts, consumer.matrix, strict=True)]
+        )
+        bias = None
+        if consumer.can_bias:
+            bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(view.parts, matrix, strict=True)])
+        return Rebuilt(consumer, matrix, bias, self._left(view, matrix, bias))
+
+    def _scales(self, view: View, stays: NDArray[np.bool_]) -> Doubles:
+        """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""
+        consumer, units = view.consumer, view.units
+        factors = np.ones(len(stays))
+        if view.sampled is not None and (self.options.method == "thinet-sampled" or not view.parts):
+            factors[units] = reconstruct.scale_sampled(*view.sampled, stays[units])
+            return factors
+        local = np.searchsorted(units, consumer.keys)
+        keys = np.where(consumer.keys >= 0, local, -1)
+        m = np.zeros((len(units), len(units)))
+        cross = np.zeros(len(units))
+        biases = consumer.bias.reshape(len(view.parts), -1)
+        for part, matrix, bias in zip(view.parts, consumer.matrix, biases, strict=True):
+            fixed = matrix * (keys < 0)
+            p = part.p - fixed @ part.h - (0 if part.centred else np.outer(bias, part.u))
+            m += objective(part.h, matrix, keys, len(units))
+            cross += reconstruct.cross_products(p, matrix, keys, len(units))
+        factors[units] = reconstruct.scale(m, cross, stays[units])
+        return factors
+
+    def _left(self, view: View, matrix: Array, bias: Array | None) -> float | None:
+        """The relative error that the new weights leave in the consumer's output; None where it wasn't observed."""
+        if not view.parts:
+            return None
+        scales = view.consumer.scale.reshape(len(view.parts), -1)
+        old = view.consumer.bias.reshape(len(view.parts), -1)
+        total = 0.0
+        for part, weights, scale, shift in zip(view.parts, matrix, scales, old, strict=True):
+            error = part.error(weights)
+            if not part.centred:  # the mean product of answer and bias
+                error = error + shift**2 - 2 * shift * part.t + 2 * shift * (weights @ part.u)
+            total += float(scale**2 @ np.maximum(error, 0))
+        return float(np.sqrt(total / view.energy))
+
+
+@dataclass
+class Rebuilt:
+    """A consumer's new weights (G, D/G, n) and bias (D), in the shape of the uncut model, and the error that they leave."""
+
+    consumer: Consumer
+    matrix: Doubles
+    bias: Doubles | None
+    error: float | None
+
+    def refits(self) -> list[Refit]:
+        """For surgery: one entry for each use."""
+        weight = self.consumer.rebuilt(self.matrix)
+        bias = None if self.bias is None else self.bias.astype(weight.dtype)
+        return [
+            Refit(use.node.key, use.weight_operand, weight, use.bias if bias is not None else None, bias)
+            for use in self.consumer.uses
+        ]

@@ -1,0 +1,136 @@
+"""The layers to be observed and refitted: weights that read prunable channels, in the order they are reached.
+
+A consumer is a *weight*, not a node: one that is used at several places (a detection head on five levels) is observed at
+all of them and refitted once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx.graph import Array
+from thinet_onnx.groups import Analysis
+from thinet_onnx.labels import Ids
+from thinet_onnx.rules import Linear
+from thinet_onnx.rules.affine import follow
+from thinet_onnx.unfold import weight_matrix, weight_operand
+
+
+@dataclass(eq=False)
+class Consumer:
+    """One weight with all its uses.
+
+    `matrix` (G, D/G, n) holds the weights of each convolution group, `alpha` included; `bias` (D) is what is added.
+    `keys` (n): for each column the unit that it reads, numbered through all groups of channels (`Analysis` order), −1 for
+    a channel that stays. `scale` (D): known per-channel factors behind the layer. `other`: the stream that each use's
+    output is added to ("" where there is none, or where it isn't final when the layer is reached).
+    """
+
+    uses: tuple[Linear, ...]
+    operand: Array
+    matrix: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    can_bias: bool
+    keys: Ids
+    scale: NDArray[np.float64]
+    other: list[str] = field(default_factory=list)
+
+    @property
+    def layer(self) -> Linear:
+        """The first use."""
+        return self.uses[0]
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.layer.node.title
+
+    @property
+    def columns(self) -> int:
+        """n, the width of an input row of one convolution group."""
+        return self.matrix.shape[2]
+
+    @property
+    def observed(self) -> list[str]:
+        """Tensors to look at: inputs of all uses, and the streams they are added to."""
+        return [use.x for use in self.uses] + [name for name in self.other if name]
+
+    def rebuilt(self, matrix: NDArray[np.float64]) -> Array:
+        """The weight operand for a new matrix."""
+        layer = self.layer
+        return weight_operand(matrix / layer.alpha, self.operand, layer.in_axis, layer.groups, layer.window)
+
+
+def unit_offsets(analysis: Analysis) -> Ids:
+    """Where each group's units begin in the numbering through all groups; one more entry than groups."""
+    return np.concatenate([[0], np.cumsum(analysis.sizes)]).astype(np.int64)
+
+
+def collect(analysis: Analysis, layers: Iterable[Linear] | None = None) -> list[Consumer]:
+    """All weights that read a channel of some group, in topological order of their last use.
+
+    Args:
+        analysis: the graph's.
+        layers: the linear layers to take; all by default.
+    """
+    graph = analysis.graph
+    offsets = unit_offsets(analysis)
+    by_weight: dict[str, list[Linear]] = {}
+    for layer in analysis.context.linears if layers is None else layers:
+        if not layer.depthwise and layer.in_labels is not None:
+            by_weight.setdefault(layer.weight, []).append(layer)
+    consumers = []
+    for uses in by_weight.values():
+        layer = uses[0]
+        groups, units = analysis.units(layer)
+        keys = np.where(groups >= 0, offsets[groups] + units, -1)
+        operand = graph.fold(layer.weight)
+        if operand is None or operand.dtype.kind != "f" or (keys < 0).all() or not _alike(uses, keys, analysis):
+            continue
+        matrix = weight_matrix(operand, layer.in_axis, layer.groups, layer.window) * layer.alpha
+        per_group = keys[: len(keys) // layer.groups]
+        consumers.append(
+            Consumer(
+                tuple(uses), operand, matrix, _bias(analysis, layer),
+                layer.bias is not None and layer.beta == 1.0 and len({use.node.operand(2) for use in uses}) == 1,
+                np.repeat(per_group, layer.taps), follow(graph, layer, analysis.shapes).scale,
+            )
+        )  # fmt: skip
+    consumers.sort(key=lambda consumer: max(use.node.index for use in consumer.uses))
+    _settle_sums(analysis, consumers)
+    return consumers
+
+
+def _alike(uses: list[Linear], keys: Ids, analysis: Analysis) -> bool:
+    """Whether all uses read the same units (they do, since they share the weight's labels) and none feeds another."""
+    offsets = unit_offsets(analysis)
+    for use in uses[1:]:
+        groups, units = analysis.units(use)
+        if not np.array_equal(np.where(groups >= 0, offsets[groups] + units, -1), keys):
+            return False
+    if len(uses) == 1:
+        return True
+    above = analysis.graph.ancestors([use.x for use in uses])
+    return not any(use.node.index in above for use in uses)
+
+
+def _bias(analysis: Analysis, layer: Linear) -> NDArray[np.float64]:
+    name = layer.node.operand(layer.bias) if layer.bias is not None else ""
+    value = analysis.graph.fold(name) if name else None
+    if value is None:
+        return np.zeros(layer.out_channels)
+    return np.broadcast_to(np.asarray(value, np.float64).ravel() * layer.beta, (layer.out_channels,)).copy()
+
+
+def _settle_sums(analysis: Analysis, consumers: list[Consumer]) -> None:
+    """Let a consumer take in its stream's loss if everything that writes the stream is final by then."""
+    graph = analysis.graph
+    later = {use.node.index for consumer in consumers for use in consumer.uses}
+    for consumer in consumers:
+        later -= {use.node.index for use in consumer.uses}
+        for use in consumer.uses:
+            other = follow(graph, use, analysis.shapes).other
+            final = other is not None and not (graph.ancestors([other]) & (later | {use.node.index}))
+            consumer.other.append(other if final and other else "")

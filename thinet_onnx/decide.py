@@ -1,0 +1,153 @@
+"""How many channels each group keeps: error curves × measured sensitivity of the network's output, against the target."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from thinet_onnx import budget, runtime, surgery, verify
+from thinet_onnx.choose import Chooser, View
+from thinet_onnx.consumers import Consumer
+from thinet_onnx.errors import TargetError
+from thinet_onnx.groups import Analysis
+from thinet_onnx.labels import Ids
+from thinet_onnx.options import Progress, PruneOptions
+
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+_LANDING = 0.01  # a target is met when what remains is within this share of the original
+_MOST_IMAGES, _LEAST_IMAGES = 256, 8
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`widths`: units that each group keeps; `sensitivity`: how far the output moves for one unit of a group's error.
+
+    `remark` says why the target was missed, None if it was met.
+    """
+
+    widths: list[int]
+    sensitivity: dict[int, float]
+    remark: str | None
+
+
+def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None:
+    """Why a group is left whole by choice; None if it may be pruned."""
+    entry = analysis.groups[group]
+    names = [layer.node.title for layer in entry.producers]
+    if entry.coupled and options.scope == "inner":
+        return "is part of a residual stream (--scope all prunes those)"
+    if any(re.search(pattern, name) for pattern in options.exclude for name in names):
+        return "is excluded by --exclude"
+    if options.include and not any(re.search(pattern, name) for pattern in options.include for name in names):
+        return "is not among what --include names"
+    return None
+
+
+def decide(
+    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
+    progress: Progress,
+) -> Decision:  # fmt: skip
+    """Settle the width of every group.
+
+    Args:
+        model: the original.
+        chooser: with the analysis and the options.
+        views: statistics of the original at every consumer.
+        candidates: groups that may shrink.
+        feeds: calibration batches.
+        progress: told of each group that is weighed.
+
+    Raises:
+        TargetError: the target can't be reached.
+    """
+    analysis, options = chooser.analysis, chooser.options
+    sizes = analysis.sizes
+    choices = [_choices(analysis, g, options.round_to, g in candidates) for g in range(len(sizes))]
+    if options.keep is not None:
+        return Decision(budget.uniform(sizes, choices, options.keep), {}, None)
+    assert options.target is not None
+    cost = analysis.macs if options.target.kind == "macs" else analysis.params
+    base = cost.total(sizes)
+    limit = options.target.value * (base if options.target.relative else 1)
+    if limit >= base:
+        raise TargetError(f"The target {options.target} is no less than the {base:,.0f} there are; ask for fewer.")
+    curves, sensitivity = _weigh(model, chooser, views, candidates, feeds, progress)
+    widths = budget.allocate(sizes, choices, curves, cost, limit)
+    widths = _land(widths, chooser, candidates, curves, limit, base)
+    missed = (limit - cost.total(widths)) / base
+    remark = None
+    if missed > _LANDING:
+        remark = (
+            f"the widths allowed come no nearer to {options.target} than {cost.total(widths) / base:.1%} of the original "
+            "(a smaller --round-to allows more)"
+        )
+    return Decision(widths, sensitivity, remark)
+
+
+def _choices(analysis: Analysis, group: int, round_to: int | None, candidate: bool) -> list[int]:
+    entry = analysis.groups[group]
+    if not candidate:
+        return [entry.size]
+    return budget.widths(entry.size, entry.floor, round_to or budget.default_step(entry.size))
+
+
+def _land(
+    widths: list[int], chooser: Chooser, candidates: Sequence[int], curves: Sequence[budget.Curve], limit: float, base: float
+) -> list[int]:
+    """Use up what rounding left of the target, with finer widths in as few groups as it takes."""
+    analysis, options = chooser.analysis, chooser.options
+    assert options.target is not None
+    cost = analysis.macs if options.target.kind == "macs" else analysis.params
+    divisor = 2
+    while options.round_to is None and limit - cost.total(widths) > _LANDING * base and divisor <= 8:
+        finer = [
+            _choices(analysis, g, max(1, budget.default_step(size) // divisor), g in candidates)
+            for g, size in enumerate(analysis.sizes)
+        ]
+        widths = list(widths)
+        budget.give_back(widths, analysis.sizes, finer, curves, cost, limit)
+        divisor *= 2
+    return widths
+
+
+def _weigh(
+    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
+    progress: Progress,
+) -> tuple[list[budget.Curve], dict[int, float]]:  # fmt: skip
+    """Error curves in units of the output: prune each group alone to half, refit, and see how far the output moves."""
+    analysis = chooser.analysis
+    batch = next(iter(feeds[0].values())).shape[0] if next(iter(feeds[0].values())).ndim else 1
+    images = np.clip(2 * len(feeds) * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
+    few = feeds[: max(1, -(-int(images) // max(batch, 1)))]
+    reference = runtime.outputs(model, few)
+    curves = [budget.Curve(np.zeros(size + 1)) for size in analysis.sizes]
+    sensitivity: dict[int, float] = {}
+    progress.start("Weighing the groups", len(candidates))
+    for group in candidates:
+        order, error = chooser.curve(group, views)
+        size = analysis.groups[group].size
+        gone = min(max(size // 2, 1), size - max(analysis.groups[group].floor, 0))
+        moved = _moved(model, chooser, views, group, np.sort(order[gone:]), few, reference)
+        sensitivity[group] = moved / max(float(error[gone]), 1e-12)
+        curves[group] = budget.Curve(error * sensitivity[group])
+        progress.advance()
+    return curves, sensitivity
+
+
+def _moved(
+    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], group: int, kept: Ids, feeds: Sequence[Feeds],
+    reference: verify.Outputs,
+) -> float:  # fmt: skip
+    """How far the output moves with this group alone cut to `kept` and its consumers rebuilt."""
+    refits = [
+        refit
+        for consumer in chooser.readers[group]
+        if consumer in views
+        for refit in chooser.rebuild(views[consumer], {group: kept}).refits()
+    ]
+    moved = verify.distance(reference, runtime.outputs(surgery.refit(model, refits), feeds))
+    return moved if np.isfinite(moved) else 1e6

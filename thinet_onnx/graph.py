@@ -1,0 +1,337 @@
+"""Reading, indexing and writing models: the one place that knows ONNX protobufs from the reading side."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from thinet_onnx.errors import ModelError, OutputError
+
+Shape = tuple[int, ...]
+Array = np.ndarray[Any, Any]
+
+_LARGE = 2_000_000_000  # bytes; beyond this protobuf needs external data
+_SMALL_VALUE = 1 << 16  # elements; shape arithmetic never has more
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator: plain Python attributes, names of operands ("" where an optional one is absent)."""
+
+    index: int
+    op: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any]
+    captured: frozenset[str] = frozenset()
+    proto: onnx.NodeProto | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """The name of the first output: unique, also where nodes are nameless."""
+        return self.outputs[0]
+
+    @property
+    def title(self) -> str:
+        """What people call it: its name, or its operator and first output."""
+        return self.name or f"{self.op}({self.key})"
+
+    @property
+    def kind(self) -> str:
+        """The operator with its domain, as rules are keyed."""
+        return self.op if self.domain in ("", "ai.onnx") else f"{self.domain}::{self.op}"
+
+    def operand(self, index: int) -> str:
+        """The name of an input, "" where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+
+class Graph:
+    """An index over a ModelProto, which it never changes."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        graph = model.graph
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.tensors = {t.name: t for t in graph.initializer}
+        for proto in graph.node:
+            if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
+                tensor = _constant_tensor(proto)
+                if tensor is not None:
+                    self.tensors[proto.output[0]] = tensor
+        self.nodes = [
+            _read_node(index, proto)
+            for index, proto in enumerate(graph.node)
+            if not (proto.op_type == "Constant" and proto.output[0] in self.tensors)
+        ]
+        self.inputs = [value for value in graph.input if value.name not in self.tensors]
+        self.outputs = [value.name for value in graph.output]
+        self.producer = {name: node for node in self.nodes for name in node.outputs if name}
+        self.consumers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in {*node.inputs, *node.captured}:
+                self.consumers.setdefault(name, []).append(node)
+        self._values: dict[str, Array] = {}
+
+    def constant(self, name: str) -> Array | None:
+        """The value of an initializer or Constant node; None if `name` isn't one."""
+        if name in self._values:
+            return self._values[name]
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
+        value = numpy_helper.to_array(tensor)
+        value.flags.writeable = False
+        self._values[name] = value
+        return value
+
+    @cached_property
+    def derived(self) -> frozenset[str]:
+        """Names of all tensors that follow from constants alone."""
+        known = set(self.tensors)
+        for node in self.nodes:
+            operands = [name for name in node.inputs if name]
+            if operands and not node.captured and all(name in known for name in operands):
+                known.update(node.outputs)
+        return frozenset(known)
+
+    def fold(self, name: str) -> Array | None:
+        """The value of a tensor that follows from constants alone (weights behind Transpose, Cast, …), else None."""
+        if name not in self.derived:
+            return None
+        value = self.constant(name)
+        if value is None:
+            node = self.producer[name]
+            results = run_node(node, self.opset, [self.fold(operand) if operand else None for operand in node.inputs])
+            self._values.update(zip(node.outputs, results, strict=False))
+            value = self._values[name]
+        return value
+
+    def ancestors(self, names: Iterable[str], stop: Iterable[str] = ()) -> set[int]:
+        """Indices (`Node.index`) of the nodes that compute `names` from `stop`, inputs and constants."""
+        known, found = set(stop), set[int]()
+        pending = list(names)
+        while pending:
+            name = pending.pop()
+            node = self.producer.get(name)
+            if node is None or name in known or node.index in found:
+                continue
+            found.add(node.index)
+            pending += [*node.inputs, *node.captured]
+        return found
+
+
+def run_node(node: Node, opset: int, operands: list[Array | None]) -> list[Array]:
+    """One node's outputs by ONNX's reference implementation."""
+    names = [name for name in node.inputs if name]
+    evaluator = ReferenceEvaluator(node.proto, opsets={"": opset})
+    feeds = {name: operand for name, operand in zip(node.inputs, operands, strict=True) if name}
+    assert all(feeds[name] is not None for name in names)
+    return [np.asarray(result) for result in evaluator.run(None, feeds)]
+
+
+def shape_values(graph: Graph, shapes: dict[str, Shape], constants: dict[str, Array] | None = None) -> dict[str, Array]:
+    """The values of all integer tensors that follow from shapes and constants (Shape–Gather–Concat chains).
+
+    Args:
+        graph: the model.
+        shapes: the shape of every tensor, constants included, for which values are wanted.
+        constants: values that stand in for the graph's own integer constants.
+    """
+    constants = constants or {}
+    values: dict[str, Array | None] = {}
+
+    def value(name: str) -> Array | None:
+        if name not in values and name in graph.tensors:
+            tensor = graph.tensors[name]
+            small = int(np.prod(tensor.dims, dtype=np.int64)) <= _SMALL_VALUE
+            values[name] = constants.get(name, graph.constant(name)) if small else None
+        return values.get(name)
+
+    for node in graph.nodes:
+        if node.op == "Shape" and not node.domain:
+            if node.inputs[0] in shapes:
+                full = np.array(shapes[node.inputs[0]], np.int64)
+                values[node.key] = full[node.attrs.get("start", 0) : node.attrs.get("end", len(full))]
+            continue
+        if node.op == "Size" and node.inputs[0] in shapes:
+            values[node.key] = np.array(np.prod(shapes[node.inputs[0]], dtype=np.int64))
+            continue
+        operands = [value(name) if name else None for name in node.inputs]
+        if not operands or node.captured or any(o is None and n for o, n in zip(operands, node.inputs, strict=True)):
+            continue
+        if all(name in graph.tensors for name in node.inputs if name) and not _is_integer(operands):
+            continue  # weights behind Transpose or Cast: `Graph.fold` does those on demand
+        if any(int(np.prod(shapes.get(name, ()), dtype=np.int64)) > _SMALL_VALUE for name in node.outputs):
+            continue
+        with contextlib.suppress(Exception):  # whatever can't be evaluated has no value, which is always safe
+            values.update(zip(node.outputs, run_node(node, graph.opset, operands), strict=False))
+    return {name: v for name, v in values.items() if v is not None}
+
+
+def _is_integer(operands: list[Array | None]) -> bool:
+    return any(o is not None and o.dtype.kind in "iub" for o in operands)
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an .onnx file, external data included.
+
+    Raises:
+        ModelError: the file is missing, unreadable, truncated or not ONNX.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise ModelError(f"{file}: no such file; pass the path of an .onnx model.")
+    if file.is_dir():
+        raise ModelError(f"{file} is a folder; pass the path of an .onnx model.")
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except DecodeError:
+        raise ModelError(f"{file} is not an ONNX file or is truncated; export or copy it again.") from None
+    except OSError as error:
+        raise ModelError(f"{file} can't be read ({error.strerror or error}).") from None
+    if not model.graph.node or not model.opset_import:
+        raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
+    try:
+        onnx.load_external_data_for_model(model, str(file.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{file}: its external data can't be read ({reason}); keep the data files beside it.") from None
+    return model
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as it is pruned: local functions inlined; the same object where there are none."""
+    if not model.functions:
+        return model
+    return onnx.inliner.inline_local_functions(model)
+
+
+def check(model: onnx.ModelProto) -> str | None:
+    """What onnx.checker says against the model, in one line; None if it is content."""
+    if model.ByteSize() > _LARGE:
+        return None  # the checker takes such a model by its path alone; ONNX Runtime has the last word anyway
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())[:300]
+    return None
+
+
+def writable(path: str | os.PathLike[str]) -> Path:
+    """The path, once it is sure that a file can be made there.
+
+    Raises:
+        OutputError: its folder doesn't exist or is not writable, or the path is a folder.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder; pass the path of the .onnx file to write.")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file} can't be written: the folder {file.parent} does not exist.")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{file} can't be written ({error.strerror or error}).") from None
+    return file
+
+
+def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external: str | None = None) -> int:
+    """Write a model in full or not at all; returns the bytes written.
+
+    Args:
+        model: what to write.
+        path: the .onnx file.
+        external: suffix of a data file beside it that takes the weights; None to keep them in the file
+            (a model over 2 GB always gets one).
+
+    Raises:
+        OutputError: it can't be written there.
+    """
+    file = writable(path)
+    if external is None and model.ByteSize() > _LARGE:
+        external = ".data"
+    written = [file.with_name(file.name + external)] if external else []
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".thinet-") as folder:
+            staged = Path(folder) / file.name
+            if external:
+                copy = onnx.ModelProto()
+                copy.CopyFrom(model)
+                onnx.save(copy, str(staged), save_as_external_data=True, location=written[0].name, size_threshold=1024)
+            else:
+                onnx.save(model, str(staged))
+            files = [Path(folder) / target.name for target in (*written, file)]
+            size = sum(f.stat().st_size for f in files if f.exists())
+            for source in files:
+                if source.exists():
+                    source.replace(file.parent / source.name)
+    except OSError as error:
+        raise OutputError(f"{file} can't be written ({error.strerror or error}).") from None
+    return size
+
+
+def on_disk(path: str | os.PathLike[str]) -> tuple[int, str | None]:
+    """Bytes that a model takes on disk with its data files, and ".data" if it has any, else None."""
+    file = Path(path)
+    model = onnx.load(str(file), load_external_data=False)
+    beside = {
+        entry.value for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data if entry.key == "location"
+    }  # fmt: skip
+    size = sum(f.stat().st_size for f in [file, *(file.parent / name for name in beside)] if f.exists())
+    return size, ".data" if beside else None
+
+
+def _constant_tensor(proto: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The value of a Constant node as a tensor; None for sparse values and strings."""
+    for attribute in proto.attribute:
+        name, value = attribute.name, onnx.helper.get_attribute_value(attribute)
+        if name == "value":
+            return attribute.t
+        if name in ("value_int", "value_ints"):
+            return numpy_helper.from_array(np.array(value, np.int64), proto.output[0])
+        if name in ("value_float", "value_floats"):
+            return numpy_helper.from_array(np.array(value, np.float32), proto.output[0])
+    return None
+
+
+def _read_node(index: int, proto: onnx.NodeProto) -> Node:
+    attrs: dict[str, Any] = {}
+    captured: set[str] = set()
+    for attribute in proto.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            for body in [value] if attribute.type == onnx.AttributeProto.GRAPH else value:
+                captured.update(_free_names(body))
+            continue
+        attrs[attribute.name] = value.decode() if isinstance(value, bytes) else value
+    return Node(
+        index, proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), attrs,
+        frozenset(captured), proto,
+    )  # fmt: skip
+
+
+def _free_names(body: onnx.GraphProto) -> Iterator[str]:
+    """Names that a subgraph takes from outside."""
+    own = {t.name for t in body.initializer} | {v.name for v in body.input}
+    used: set[str] = {v.name for v in body.output}
+    for proto in body.node:
+        node = _read_node(0, proto)
+        used.update(node.inputs, node.captured)
+        own.update(node.outputs)
+    yield from (name for name in used - own if name)

@@ -1,0 +1,347 @@
+"""Run the label rules over a graph and collect channel groups.
+
+A *group* is a set of labels that occur in exactly the same tensors, equally often. Any number of them can go, one is as
+costly as another, and every tensor that holds one holds them all; so where each tensor has one group that keeps a label,
+nothing is ever emptied. A convolution's outputs are one group as a rule; where a Split or a Concat treats them differently they are several.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from thinet_onnx.cost import Cost, macs, params
+from thinet_onnx.errors import NothingToPruneError
+from thinet_onnx.graph import Array, Graph, Shape, shape_values
+from thinet_onnx.labels import Axes, Ids, Reason
+from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
+from thinet_onnx.rules import RULES, Context, Linear, SizeUse
+
+_WEIGHT_TYPES = {
+    onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32,
+}  # fmt: skip
+
+LostFunction = Callable[[Ids], Array]
+"""Which of some labels go."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can go one by one. `roots[u]` is the label of unit u, in the order of the first producer's outputs.
+
+    `coupled` says that several layers add into these channels (a residual stream). At least `floor` units stay: 1, or 0
+    where every tensor that holds these channels holds others that can't all go.
+    """
+
+    name: str
+    roots: Ids
+    producers: tuple[Linear, ...]
+    consumers: tuple[Linear, ...]
+    coupled: bool
+    floor: int = 1
+
+    @property
+    def size(self) -> int:
+        """Units there are."""
+        return len(self.roots)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Output channels of one linear layer that stay, and why."""
+
+    producer: Linear
+    channels: int
+    reason: Reason
+
+
+@dataclass
+class Analysis:
+    """All that is known of a graph: labels, groups, costs, what stays and why."""
+
+    graph: Graph
+    shapes: dict[str, Shape]
+    context: Context
+    groups: list[Group]
+    frozen: list[Frozen]
+    channels: int
+    group_of: dict[int, int]
+    macs: Cost
+    params: Cost
+
+    @property
+    def removable(self) -> int:
+        """Output channels of linear layers that may go, of `channels`."""
+        return self.channels - sum(entry.channels for entry in self.frozen)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Units of each group, nothing removed."""
+        return [group.size for group in self.groups]
+
+    def roots(self, ids: Ids) -> Ids:
+        """The representative of each label."""
+        return self.context.labels.find(ids)
+
+    def units(self, layer: Linear) -> tuple[Ids, Ids]:
+        """For each input channel of a layer: index of its group and of the unit in it; −1 where the channel stays."""
+        assert layer.in_labels is not None
+        roots = self.roots(layer.in_labels)
+        groups = np.full(len(roots), -1, np.int64)
+        units = np.full(len(roots), -1, np.int64)
+        for position, root in enumerate(roots.tolist()):
+            if root in self.group_of:
+                groups[position] = group = self.group_of[root]
+                units[position] = self._unit_of(group)[root]
+        return groups, units
+
+    def _unit_of(self, group: int) -> dict[int, int]:
+        return {root: unit for unit, root in enumerate(self.groups[group].roots.tolist())}
+
+
+def analyse(graph: Graph, shapes: dict[str, Shape]) -> Analysis:
+    """Follow every channel through the graph (one pass in topological order).
+
+    Args:
+        graph: the model.
+        shapes: the concrete shape of every tensor, as ONNX Runtime reported it.
+    """
+    shapes = dict(shapes) | {name: tuple(tensor.dims) for name, tensor in graph.tensors.items()}
+    context = Context(graph, shapes, shape_values(graph, shapes))
+    for name, tensor in graph.tensors.items():
+        if tensor.data_type in _WEIGHT_TYPES:
+            context.constants[name] = {a: context.labels.new(size) for a, size in enumerate(tensor.dims) if size > 1}
+            context.tensors[name] = dict(context.constants[name])
+    for node in graph.nodes:
+        context.node = node
+        rule = RULES.get(node.kind)
+        if rule is None:
+            context.freeze_node(node, f"feeds the operator {node.kind}, which is unknown (see CONTRIBUTING)")
+        elif any(shapes.get(name) is None for name in (*node.inputs, *node.outputs) if name) and node.op != "Shape":
+            context.freeze_node(node, f"is used by {node.title}, where a shape is not known before the run")
+        else:
+            rule(context, node)
+    for name in graph.outputs:
+        context.node = graph.producer.get(name, context.node)
+        context.freeze_axes(context.axes(name), f"feeds the graph output {name!r}")
+    return _collect(graph, shapes, context)
+
+
+def _collect(graph: Graph, shapes: dict[str, Shape], context: Context) -> Analysis:
+    labels = context.labels
+    signature = _signatures(context).tolist()
+    residual = labels.find(np.concatenate([np.empty(0, np.int64), *context.residual]))
+    members: dict[int, dict[int, None]] = {}
+    makers: dict[int, dict[str, Linear]] = {}
+    frozen: list[Frozen] = []
+    weights = {layer.weight: layer for layer in reversed(context.linears) if not layer.depthwise}
+    for layer in reversed(weights.values()):  # a weight that is used several times counts once
+        if layer.out_labels is None:
+            phrase = "is the only output channel" if layer.out_channels == 1 else "has weights that can't be cut"
+            frozen.append(Frozen(layer, layer.out_channels, Reason(phrase, layer.node.title, layer.weight)))
+            continue
+        stays: dict[Reason, int] = {}
+        for root in labels.find(layer.out_labels).tolist():
+            if (reason := labels.reason(root)) is not None:
+                stays[reason] = stays.get(reason, 0) + 1
+            else:
+                members.setdefault(signature[root], {})[root] = None
+                makers.setdefault(signature[root], {})[layer.weight] = layer
+        frozen += [Frozen(layer, count, reason) for reason, count in stays.items()]
+    takers = _takers(context, signature)
+    groups = []
+    for key, units in members.items():
+        producers = tuple(makers[key].values())
+        roots = np.array(list(units), np.int64)
+        coupled = bool(np.isin(roots, residual).any())
+        groups.append(Group(producers[0].node.title, roots, producers, tuple(takers.get(key, ())), coupled))
+    floors = _floors(context, groups)
+    groups = _named_apart([replace(group, floor=floor) for group, floor in zip(groups, floors, strict=True)])
+    for group in groups:
+        if group.size > group.floor and group.consumers:
+            continue
+        phrase = (
+            "is the last of its kind in some tensor" if group.consumers
+            else "has no linear layer after it that could make up for it"
+        )  # fmt: skip
+        for layer in group.producers:
+            assert layer.out_labels is not None
+            count = int(np.isin(labels.find(layer.out_labels), group.roots).sum())
+            frozen.append(Frozen(layer, count, Reason(phrase, layer.node.title, layer.node.key)))
+    groups = [group for group in groups if group.size > group.floor and group.consumers]
+    group_of = {root: index for index, group in enumerate(groups) for root in group.roots.tolist()}
+    batch = _batch(graph, shapes)
+    return Analysis(
+        graph, shapes, context, groups, frozen, sum(layer.out_channels for layer in weights.values()), group_of,
+        macs(context.linears, batch, group_of, labels.find, len(groups)),
+        params(graph, context.constants, group_of, labels.find, len(groups)),
+    )  # fmt: skip
+
+
+def _batch(graph: Graph, shapes: dict[str, Shape]) -> int:
+    """The batch of the analysed shapes: axis 0 of the first input with a rank."""
+    return next((shapes[value.name][0] for value in graph.inputs if shapes.get(value.name)), 1) or 1
+
+
+def _signatures(context: Context) -> Array:
+    """For each representative a number that tells in which tensors, on which axes and how often its label occurs."""
+    labels = context.labels
+    signature = np.zeros(len(labels), np.uint64)
+    generator = np.random.default_rng(0)
+    for axes in context.tensors.values():
+        for vector in axes.values():
+            token = generator.integers(1, 1 << 63, dtype=np.uint64)
+            np.add.at(signature, labels.find(vector), token)
+    return signature
+
+
+def _floors(context: Context, groups: list[Group]) -> list[int]:
+    """For each group the least number of units that must stay so that no tensor loses an axis altogether."""
+    owner = {root: index for index, group in enumerate(groups) for root in group.roots.tolist()}
+    floors = [0] * len(groups)
+    held: set[frozenset[int]] = set()
+    for axes in context.tensors.values():
+        for vector in axes.values():
+            owners = {owner.get(root, -1) for root in np.unique(context.labels.find(vector)).tolist()}
+            if -1 not in owners:
+                held.add(frozenset(owners))
+    for owners in sorted(held, key=lambda s: (len(s), sorted(s))):
+        if not any(floors[index] for index in owners):
+            floors[max(owners, key=lambda index: (groups[index].size, -index))] = 1
+    return floors
+
+
+def _takers(context: Context, signature: list[int]) -> dict[int, list[Linear]]:
+    takers: dict[int, list[Linear]] = {}
+    for layer in context.linears:
+        if layer.depthwise or layer.in_labels is None:
+            continue
+        for key in dict.fromkeys(signature[root] for root in context.labels.find(layer.in_labels).tolist()):
+            takers.setdefault(key, []).append(layer)
+    return takers
+
+
+def _named_apart(groups: list[Group]) -> list[Group]:
+    """Groups of one producer get numbers after its name."""
+    total: dict[str, int] = {}
+    for group in groups:
+        total[group.name] = total.get(group.name, 0) + 1
+    count: dict[str, int] = {}
+    renamed = []
+    for group in groups:
+        count[group.name] = count.get(group.name, 0) + 1
+        name = group.name if total[group.name] == 1 else f"{group.name}#{count[group.name]}"
+        renamed.append(replace(group, name=name))
+    return renamed
+
+
+def loss(analysis: Analysis, kept: list[Ids]) -> LostFunction:
+    """A function that tells which of some labels go when group g keeps the units `kept[g]`."""
+    gone = np.zeros(len(analysis.context.labels), bool)
+    for group, units in zip(analysis.groups, kept, strict=True):
+        gone[np.delete(group.roots, units)] = True
+    return lambda labels: gone[analysis.roots(labels)]
+
+
+def cut_constant(analysis: Analysis, lost: LostFunction, name: str, value: Array) -> Array:
+    """An array that has the axes of tensor `name`, without the indices that go."""
+    for axis, vector in analysis.context.tensors.get(name, {}).items():
+        value = np.delete(value, np.flatnonzero(lost(vector)), axis)
+    return value
+
+
+def make_plan(analysis: Analysis, kept: list[Ids]) -> PrunePlan:
+    """Everything that changes when group g keeps the units `kept[g]` (ascending), as data.
+
+    Raises:
+        NothingToPruneError: no group loses a unit.
+    """
+    cuts_of_group = tuple(
+        GroupCut(group.name, tuple(p.node.title for p in group.producers), group.size, tuple(map(int, units)))
+        for group, units in zip(analysis.groups, kept, strict=True)
+    )
+    if all(cut.after == cut.before for cut in cuts_of_group):
+        raise NothingToPruneError("No channel is removed by this choice; ask for a smaller target or a smaller --round-to.")
+    lost = loss(analysis, kept)
+    cuts = [
+        TensorCut(name, axis, tuple(np.flatnonzero(lost(vector)).tolist()))
+        for name, axes in analysis.context.constants.items()
+        for axis, vector in axes.items()
+        if lost(vector).any()
+    ]
+    consumers: dict[tuple[str, int], ConsumerCut] = {}
+    for layer in analysis.context.linears:
+        if not layer.depthwise and layer.in_labels is not None and lost(layer.in_labels).any():
+            weight, axis = source_axis(analysis, layer)
+            removed = np.flatnonzero(lost(analysis.context.tensors[weight][axis]))
+            consumers[weight, axis] = ConsumerCut(layer.node.title, weight, axis, tuple(removed.tolist()))
+    return PrunePlan(cuts_of_group, tuple(consumers.values()), tuple(cuts), tuple(_edits(analysis, lost)))
+
+
+def source_axis(analysis: Analysis, layer: Linear) -> tuple[str, int]:
+    """The constant and its axis that hold a layer's input channels, through Transpose, Cast and the like.
+
+    Weights that the graph makes up from no constant (ConstantOfShape) are named by the operand itself.
+    """
+    labels = analysis.context.tensors[layer.weight][layer.in_axis]
+    for name, axes in analysis.context.constants.items():
+        for axis, vector in axes.items():
+            if vector[0] <= labels[0] <= vector[-1]:
+                return name, axis
+    return layer.weight, layer.in_axis
+
+
+def _edits(analysis: Analysis, lost: LostFunction) -> list[IntEdit]:
+    """The integers that change; those that the graph itself computes right are left alone."""
+    context, graph = analysis.context, analysis.graph
+    after = dict(analysis.shapes)
+    for name, axes in context.tensors.items():
+        sizes = list(after[name])
+        for axis, vector in axes.items():
+            sizes[axis] -= int(lost(vector).sum())
+        after[name] = tuple(sizes)
+    values = shape_values(graph, after)
+    edits = []
+    for use in context.sizes:
+        new = _wanted(use, lost)
+        if use.implicit and len(set(new.values())) == 1:
+            continue
+        now = _present(use, graph, values)
+        if now is not None and not use.implicit and _agrees(use, now, new, after.get(use.node.inputs[0], ())):
+            continue
+        length = len(new) if use.positions is not None else use.length
+        edits.append(IntEdit(use.node.key, use.operand, use.attribute, tuple(new.get(i) for i in range(length))))
+        if use.drops:
+            edits.append(IntEdit(use.node.key, None, use.drops, ()))
+    return edits
+
+
+def _agrees(use: SizeUse, now: list[int], new: dict[int, int], source: Shape) -> bool:
+    """Whether the integers already say what is wanted (in a Reshape, −1 fits itself and 0 copies)."""
+    if use.positions is not None and len(now) != len(new):
+        return False
+    if use.node.op == "Reshape":
+        now = [new.get(i, v) if v == -1 else source[i] if v == 0 and i < len(source) else v for i, v in enumerate(now)]
+    return all(now[index] == value for index, value in new.items())
+
+
+def _present(use: SizeUse, graph: Graph, values: dict[str, Array]) -> list[int] | None:
+    """What the operand or attribute would say after the cut if nobody touched it; None if unknown or absent."""
+    if use.attribute is not None:
+        found = use.node.attrs.get(use.attribute)
+        return None if found is None else [found] if isinstance(found, int) else list(found)
+    assert use.operand is not None
+    name = use.node.operand(use.operand)
+    value = values.get(name)
+    return None if value is None else [int(v) for v in np.ravel(value)]
+
+
+def _wanted(use: SizeUse, lost: LostFunction) -> dict[int, int]:
+    if use.positions is not None:
+        assert use.labels is not None
+        stays = ~lost(use.labels)
+        place = np.cumsum(stays) - 1
+        return dict(enumerate(place[use.positions][stays[use.positions]].tolist()))
+    return {index: use.sign * int((~lost(vector)).sum()) for index, vector in use.elements}

@@ -1,0 +1,141 @@
+"""Watch the layers that read prunable channels: moments, sampled rows, zeros, streamed from running networks.
+
+`Watcher` gathers what one consumer shows while one or two streams run; it knows arrays and the consumer's weights, and leaves
+the choice of channels to `select` and `reconstruct`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx.consumers import Consumer
+from thinet_onnx.groups import Analysis
+from thinet_onnx.moments import Moments
+from thinet_onnx.rules import Linear
+from thinet_onnx.stream import Stream
+from thinet_onnx.unfold import count_positions, rows_at, values_at
+
+Array = np.ndarray[Any, Any]
+Tensors = dict[str, Array]
+
+MAX_COLUMNS = 8192  # wider inputs are seen through sampled rows, since n×n moments would not fit
+DRAWS = 10  # of each image for the paper's sampling
+_WORK = 5e11  # multiply-adds that the moments of one layer may cost
+_MOST_ROWS = 131072
+
+
+def rows_wanted(columns: int) -> int:
+    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work."""
+    return int(np.clip(_WORK / columns**2, 4 * columns, _MOST_ROWS))
+
+
+class Watcher:
+    """What one consumer shows.
+
+    Args:
+        consumer: the weight.
+        items: how many inputs will be seen, over all batches.
+        seed: of the sampled positions; the same seed samples the same positions of the same images.
+        moments: gather second moments (for selection by the exact objective, and for reconstruction).
+        sampled: gather the paper's sampled rows.
+    """
+
+    def __init__(self, consumer: Consumer, items: int, seed: int, *, moments: bool = True, sampled: bool = False) -> None:
+        self.consumer = consumer
+        groups, outputs, columns = consumer.matrix.shape
+        self.wide = columns > MAX_COLUMNS
+        self.moments = [Moments(columns, outputs) for _ in range(groups)] if moments and not self.wide else []
+        self._per_item = max(1, -(-rows_wanted(columns) // max(items * len(consumer.uses), 1)))
+        self._sampled = sampled or self.wide
+        self._rows: list[Array] = []
+        self._answers: list[Array] = []
+        self._random = np.random.default_rng(seed)
+        self._units = np.unique(consumer.keys[consumer.keys >= 0])
+        self._zeros = np.zeros(columns * groups)
+        self._seen = 0
+
+    def add(self, original: Tensors, pruned: Tensors | None = None) -> None:
+        """Take in one batch: tensors of the original network and, if it is another, of the one pruned so far."""
+        for use, other in zip(self.consumer.uses, self.consumer.other, strict=True):
+            self._add_use(use, other, original, original if pruned is None else pruned)
+
+    def _add_use(self, use: Linear, other: str, original: Tensors, pruned: Tensors) -> None:
+        x = pruned[use.x]
+        total = count_positions(x.shape, use.x_axis, use.window)
+        per_item = max(total // max(x.shape[0], 1), 1)
+        picks = self._picks(total, per_item, self._per_item)
+        rows = rows_at(x, use.x_axis, use.window, picks)
+        self._zeros += (rows == 0).sum(0)
+        self._seen += len(rows)
+        if self.moments:
+            dense = rows if original is pruned else rows_at(original[use.x], use.x_axis, use.window, picks)
+            targets = self._answer(dense)
+            if other and original is not pruned:
+                loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
+                targets += loss * self._inverse_scale()
+            for part, moments in enumerate(self.moments):
+                moments.add(self._part(rows, part), self._part(targets, part))
+        if self._sampled:
+            picks = self._picks(total, per_item, DRAWS)
+            self._sample(rows_at(x, use.x_axis, use.window, picks))
+
+    def _picks(self, total: int, per_item: int, wanted: int) -> NDArray[np.int64]:
+        """Positions, `wanted` of each image without repetition, all of them where there are no more."""
+        if wanted >= per_item:
+            return np.arange(total)
+        starts = np.arange(0, total - total % per_item, per_item)
+        offsets = self._random.random((len(starts), per_item)).argpartition(wanted, axis=1)[:, :wanted]
+        return np.sort((starts[:, None] + offsets).ravel())
+
+    def _part(self, rows: Array, part: int) -> Array:
+        width = rows.shape[1] // self.consumer.matrix.shape[0]
+        return rows[:, part * width : (part + 1) * width]
+
+    def _answer(self, rows: Array) -> Array:
+        """The layer's own output for some rows, bias included: (m×D)."""
+        parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
+        return np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
+
+    def _inverse_scale(self) -> Array:
+        """1 / scale behind the layer; channels that are all but switched off there are left out."""
+        scale = self.consumer.scale
+        usable = np.abs(scale) > 1e-3 * max(float(np.abs(scale).max()), 1e-30)
+        return np.where(usable, 1.0 / np.where(usable, scale, 1.0), 0.0).astype(np.float32)
+
+    def _sample(self, rows: Array) -> None:
+        """The paper's rows: for each position one output filter, and every unit's partial sum of it."""
+        groups, outputs, _ = self.consumer.matrix.shape
+        filters = self._random.integers(0, groups * outputs, len(rows))
+        keys = self.consumer.keys
+        for part in range(groups):
+            mine = np.flatnonzero(filters // outputs == part)
+            products = self._part(rows[mine], part) * self.consumer.matrix[part, filters[mine] % outputs]
+            sums = np.stack([products[:, keys == unit].sum(1) for unit in self._units], 1)
+            self._rows.append(sums)
+            self._answers.append(sums.sum(1))
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether the paper's rows were gathered."""
+        return bool(self._rows)
+
+    def sampled(self) -> tuple[Array, Array]:
+        """The sampled rows x̂ (m×C), a column for each unit that `zero_share` names, and ŷ (m), their sum."""
+        return np.concatenate(self._rows), np.concatenate(self._answers)
+
+    def zero_share(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """APoZ of each unit: the share of zeros among what the layer reads of it."""
+        keys = np.tile(self.consumer.keys, self.consumer.matrix.shape[0])
+        used = keys >= 0
+        zeros, seen = (np.bincount(keys[used], w[used]) for w in (self._zeros, np.full(len(keys), float(self._seen))))
+        return self._units, (zeros / np.maximum(seen, 1))[self._units]
+
+
+def tour(
+    analysis: Analysis, consumers: Sequence[Consumer], batches: Sequence[Tensors]
+) -> tuple[Stream, Iterator[tuple[Consumer, Iterator[Tensors]]]]:
+    """A stream that stops at every consumer in turn, and the stops: (consumer, tensors of each batch)."""
+    stream = Stream(analysis.graph, batches, [consumer.observed for consumer in consumers])
+    return stream, ((consumer, stream.advance(stop)) for stop, consumer in enumerate(consumers))

@@ -1,0 +1,393 @@
+"""From a model and data to a pruned model: the order of the steps, and nothing numeric of its own.
+
+    read → analyse → observe the original → weigh the groups → allocate → prune, shallow to deep → cut → verify → report
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from thinet_onnx import data as sources
+from thinet_onnx import graph as graphs
+from thinet_onnx import runtime, summary, surgery, verify
+from thinet_onnx.choose import Chooser, Rebuilt, View
+from thinet_onnx.consumers import Consumer, collect
+from thinet_onnx.decide import Decision, decide, why_not
+from thinet_onnx.errors import ModelError, NothingToPruneError, OptionError
+from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
+from thinet_onnx.labels import Ids
+from thinet_onnx.observe import Watcher, tour
+from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
+from thinet_onnx.plan import PrunePlan
+from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
+from thinet_onnx.rules import Linear
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+Data = (
+    str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
+)
+
+_TOLERANCE = {False: 1e-3, True: 3e-2}  # of the oracle: for float32, and where 16-bit floats occur
+HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
+_BATCH_ELEMENTS = 200_000  # input elements of one batch, more or less
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The pruned model, the plan that made it (data, JSON round trip) and the report."""
+
+    model: onnx.ModelProto
+    plan: PrunePlan
+    report: Report
+
+
+@dataclass
+class Setting:
+    """A model made ready: its graph, what it takes, what is known of it, and what looks odd about the file."""
+
+    model: onnx.ModelProto
+    name: str
+    graph: graphs.Graph
+    inputs: list[sources.InputSpec]
+    warnings: list[str]
+    checked: bool
+    bytes: int
+    external: str | None
+
+    @property
+    def half(self) -> bool:
+        """Whether the network computes in 16 bits somewhere."""
+        short = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        return any(tensor.data_type in short for tensor in self.graph.tensors.values())
+
+
+def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Setting:
+    """Read a model, settle its inputs' shapes and check it.
+
+    Raises:
+        ModelError: it can't be read; OptionError: `shapes` names an input that isn't there, or contradicts one.
+    """
+    name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
+    proto = graphs.prepare(model if isinstance(model, onnx.ModelProto) else graphs.load(model))
+    graph = graphs.Graph(proto)
+    complaint = graphs.check(proto)
+    warnings = [f"onnx.checker objects to {name} ({complaint}); pruned all the same."] if complaint else []
+    known = {value.name for value in graph.inputs}
+    for wrong in set(shapes) - known:
+        raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
+    specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
+    size, external = (proto.ByteSize(), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
+    return Setting(proto, name, graph, specs, warnings, complaint is None, size, external)
+
+
+def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> sources.InputSpec:
+    tensor = value.type.tensor_type
+    declared = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    if given is not None:
+        if len(given) != len(declared) or any(d is not None and d != g for d, g in zip(declared, given, strict=True)):
+            sizes = ",".join("?" if d is None else str(d) for d in declared)
+            raise OptionError(
+                f"--shape {value.name}:{','.join(map(str, given))} contradicts the input, which is {value.name}:{sizes}."
+            )
+        declared = [None if i == 0 and d is None else g for i, (d, g) in enumerate(zip(declared, given, strict=True))]
+    if not tensor.elem_type:
+        raise ModelError(f"The input {value.name!r} is no tensor, or its data type is not stated; only tensors are understood.")
+    return sources.InputSpec(value.name, tuple(declared), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+
+
+def inspect(
+    model: onnx.ModelProto | str | os.PathLike[str], *, shapes: dict[str, tuple[int, ...]] | None = None, scope: Scope = "all"
+) -> Inspection:
+    """What of a model can go, and why the rest can't; needs no data.
+
+    Args:
+        model: a path or a ModelProto.
+        shapes: sizes of inputs that the file leaves open.
+        scope: `inner` counts residual streams as staying.
+
+    Raises:
+        ModelError, OptionError.
+    """
+    setting = open_model(model, shapes or {})
+    feeds = sources.random_source(_closed(setting, shapes or {}), samples=2, seed=0).batch([0])
+    analysis = analyse(setting.graph, runtime.observed_shapes(setting.graph, feeds))
+    return summary.inspection(setting.name, analysis, PruneOptions(keep=0.5, scope=scope), setting.warnings)
+
+
+def _closed(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> list[sources.InputSpec]:
+    """Input specs with every size known: an open batch is 1, anything else open must be given."""
+    closed = []
+    for spec in setting.inputs:
+        sizes = shapes.get(spec.name) or tuple(1 if i == 0 and s is None else s for i, s in enumerate(spec.shape))
+        if None in sizes:
+            example = ",".join(str(size or 224) for size in sizes)
+            raise OptionError(
+                f"The input {spec.name!r} of {setting.name} has open sizes; say them, such as --shape {spec.name}:{example}."
+            )
+        closed.append(sources.InputSpec(spec.name, sizes, spec.dtype))
+    return closed
+
+
+def prune(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    data: Data,
+    options: PruneOptions,
+    *,
+    preprocess: sources.Preprocess | None = None,
+    random_data: bool = False,
+    test_data: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> PruneResult:
+    """Prune a model.
+
+    Args:
+        model: a path or a ModelProto; it is left as it is.
+        data: calibration data: a path, arrays, an iterable of feeds, or a Source.
+        options: what is asked for.
+        preprocess: how images become inputs.
+        random_data: calibrate on noise (for a try; the report warns).
+        test_data: labelled data for accuracy before and after; the calibration data's own labels otherwise.
+        output: where to write the result; nothing is written otherwise.
+        progress: who is told how far the run is.
+
+    Raises:
+        ThinetError: see `errors`.
+    """
+    started = time.perf_counter()
+    progress = progress or Silent()
+    preprocess = preprocess or sources.Preprocess()
+    setting = open_model(model, options.shapes)
+    if output is not None:
+        graphs.writable(output)
+    source = _open_data(setting, data, options, preprocess, random_data)
+    test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
+    if test is not None and test.labels is None:
+        raise OptionError(f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders.")
+    run = _Run(setting, source, options, progress)
+    try:
+        result = run.work()
+        report = _report(run, result, test, random_data, output, started)
+    finally:
+        progress.close()
+    return PruneResult(result.model, result.plan, report)
+
+
+def _open_data(
+    setting: Setting, data: Data, options: PruneOptions, preprocess: sources.Preprocess, random_data: bool
+) -> sources.Source:
+    if random_data:
+        if data is not None:
+            raise OptionError("--random-data and --data contradict each other; pass one of them.")
+        return sources.random_source(_closed(setting, options.shapes), samples=options.samples or 64, seed=options.seed)
+    if data is None:
+        raise OptionError("No calibration data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
+    if isinstance(data, sources.Source):
+        return data
+    opener = sources.open_source if isinstance(data, str | os.PathLike) else sources.from_arrays
+    return opener(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)  # type: ignore[operator, no-any-return]
+
+
+class _Run:
+    """The steps of one run; what one leaves for the next is kept here."""
+
+    def __init__(self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress) -> None:
+        self.setting, self.source, self.options, self.progress = setting, source, options, progress
+        if len(source) < 2:
+            raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
+        progress.start("Reading", 1)
+        self.fit, self.held = sources.split(source, HELD_OUT, options.seed)
+        item = source.batch(self.fit[:1])
+        elements = max(sum(array.size for array in item.values()), 1)
+        wanted = int(np.clip(_BATCH_ELEMENTS // elements, 1, 64)) if source.stackable else 1
+        self.size = runtime.batch_limit(setting.model, source.batch, len(source), wanted)
+        self.analysis = analyse(setting.graph, runtime.observed_shapes(setting.graph, item))
+
+    def batches(self, rows: list[int]) -> list[Feeds]:
+        """Feeds of some samples, in batches."""
+        return [self.source.batch(rows[start : start + self.size]) for start in range(0, len(rows), self.size)]
+
+    def work(self) -> "_Outcome":
+        """Observe, decide, prune, cut, verify."""
+        options, analysis = self.options, self.analysis
+        consumers = collect(analysis)
+        chooser = Chooser(analysis, consumers, options)
+        candidates = [g for g in range(len(analysis.groups)) if chooser.readers[g] and why_not(analysis, g, options) is None]
+        if not candidates:
+            raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
+        feeds = self.batches(self.fit)
+        views = self._survey(consumers, candidates, chooser, feeds)
+        decision = decide(self.setting.model, chooser, views, candidates, feeds, self.progress)
+        kept, rebuilt = self._prune(consumers, chooser, views, decision, feeds)
+        plan = make_plan(analysis, kept)
+        self.progress.start("Cutting and verifying", 3)
+        return self._cut(plan, kept, rebuilt, decision)
+
+    def _cut(self, plan: PrunePlan, kept: list[Ids], rebuilt: list[Rebuilt], decision: Decision) -> "_Outcome":
+        """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
+        model, analysis = self.setting.model, self.analysis
+        check = self.batches(self.held)[:2]
+        bare = surgery.apply(model, plan)
+        error = verify.oracle(model, bare, plan, check)
+        self.progress.advance()
+        lost = loss(analysis, kept)
+        uncut = [refit for entry in rebuilt for refit in entry.refits()]
+        layers = {layer.node.key: layer for layer in analysis.context.linears}
+        cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in uncut]
+        pruned = surgery.refit(bare, cut)
+        self.progress.advance()
+        whole = surgery.refit(model, uncut)
+        expected, found = runtime.outputs(whole, check), runtime.outputs(pruned, check)
+        error = max(error, verify.difference(expected, found, runtime.outputs(model, check)))
+        if not error <= _TOLERANCE[self.setting.half]:
+            raise RuntimeError(
+                f"The cut file differs from the original with zeros in place of the removed channels (by {error:.1e}); "
+                "nothing was written. This is a defect of thinet-onnx; please report it with the model."
+            )
+        if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
+            raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
+        return _Outcome(pruned, plan, rebuilt, decision, error)
+
+    def _survey(
+        self, consumers: list[Consumer], candidates: list[int], chooser: Chooser, feeds: list[Feeds]
+    ) -> dict[Consumer, View]:
+        """Watch the original at every consumer of a candidate."""
+        wanted = [c for c in consumers if any(c in chooser.readers[group] for group in candidates)]
+        self.progress.start("Observing the original", len(wanted))
+        stream, stops = tour(self.analysis, wanted, feeds)
+        views = {}
+        for consumer, tensors in stops:
+            watcher = self._watcher(consumer)
+            for batch in tensors:
+                watcher.add(batch)
+            views[consumer] = View.of(watcher, centred=chooser.centred)
+            self.progress.advance()
+        stream.close()
+        return views
+
+    def _watcher(self, consumer: Consumer) -> Watcher:
+        sampled = self.options.method == "thinet-sampled"
+        return Watcher(consumer, len(self.fit), self.options.seed, sampled=sampled)
+
+    def _prune(
+        self, consumers: list[Consumer], chooser: Chooser, views: dict[Consumer, View], decision: Decision, feeds: list[Feeds]
+    ) -> tuple[list[Ids], list[Rebuilt]]:
+        """Shallow to deep: pick at a group's first consumer, refit each consumer on what really reaches it."""
+        groups = self.analysis.groups
+        whole = {g: np.arange(group.size) for g, group in enumerate(groups)}
+        cut = [g for g, group in enumerate(groups) if decision.widths[g] < group.size]
+        touched = [c for c in consumers if any(c in chooser.readers[g] for g in cut)]
+        self.progress.start("Pruning, layer by layer", len(touched))
+        original, stops = tour(self.analysis, touched, feeds)
+        pruned, others = tour(self.analysis, touched, feeds)
+        picks: dict[int, Ids] = {}
+        rebuilt = []
+        for (consumer, dense), (_, thin) in zip(stops, others, strict=True):
+            watcher = self._watcher(consumer)
+            for left, right in zip(dense, thin, strict=True):
+                watcher.add(left, right)
+            view = View.of(watcher, centred=chooser.centred)
+            views[consumer] = view
+            for g in cut:
+                if g not in picks and consumer in chooser.readers[g]:
+                    picks[g] = np.sort(chooser.order(g, views)[groups[g].size - decision.widths[g] :])
+            new = chooser.rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
+            rebuilt.append(new)
+            for refit in new.refits():
+                node = self.analysis.graph.producer[refit.node]
+                pruned.replace(node, refit.weight_operand, refit.weight)
+                if refit.bias_operand is not None and refit.bias is not None:
+                    pruned.replace(node, refit.bias_operand, refit.bias)
+            self.progress.advance()
+        original.close()
+        pruned.close()
+        return [picks.get(g, whole[g]) for g in range(len(groups))], rebuilt
+
+
+def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:
+    """New weights of the uncut network, in the shape they have once the network is cut."""
+    weight = cut_constant(analysis, lost, layer.weight, refit.weight)
+    bias = refit.bias
+    if bias is not None and layer.out_labels is not None:
+        bias = np.delete(bias, np.flatnonzero(lost(layer.out_labels)))
+    return surgery.Refit(refit.node, refit.weight_operand, weight, refit.bias_operand, bias)
+
+
+@dataclass
+class _Outcome:
+    """What `_Run.work` ends with: the pruned model, how it was made, and how well the oracle holds."""
+
+    model: onnx.ModelProto
+    plan: PrunePlan
+    rebuilt: list[Rebuilt]
+    decision: Decision
+    oracle_error: float
+
+
+def _report(
+    run: _Run, outcome: _Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
+    started: float,
+) -> Report:  # fmt: skip
+    """Measure both models, write the pruned one, and tell."""
+    setting, analysis, options = run.setting, run.analysis, run.options
+    run.progress.start("Measuring", 3)
+    held = run.batches(run.held)
+    before, after = (runtime.outputs(model, held) for model in (setting.model, outcome.model))
+    near = verify.fidelity(setting.graph.outputs, before, after)
+    run.progress.advance()
+    single = run.source.batch(run.held[:1])
+    (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
+    run.progress.advance()
+    accuracy = _accuracy(run, outcome.model, test)
+    run.progress.advance()
+    size = outcome.model.ByteSize()
+    if output is not None:
+        size = graphs.save(outcome.model, output, external=setting.external)
+    widths, sizes = [group.after for group in outcome.plan.groups], analysis.sizes
+    warnings = list(setting.warnings)
+    if random_data:
+        warnings.insert(0, "Calibrated on random data: this network is of no use but to time it.")
+    if outcome.decision.remark is not None:
+        warnings.append(f"Target missed: {outcome.decision.remark}.")
+    warnings += summary.left_alone(outcome.rebuilt)
+    kept_channels = analysis.channels - summary.channels_cut(analysis, outcome.plan)
+    return Report(
+        model=setting.name, output=None if output is None else str(output),
+        before=Size(round(analysis.macs.total(sizes)), round(analysis.params.total(sizes)), setting.bytes),
+        after=Size(round(analysis.macs.total(widths)), round(analysis.params.total(widths)), size),
+        target=str(options.target) if options.target is not None else f"keep={options.keep:g}",
+        target_met=outcome.decision.remark is None,
+        latency=Latency(slow, fast, _batch_of(single), runs), fidelity=near, accuracy=accuracy,
+        channels_before=analysis.channels, channels_after=kept_channels,
+        groups=summary.group_rows(analysis, outcome.plan, outcome.rebuilt),
+        not_pruned=summary.not_pruned(analysis, options), oracle_error=outcome.oracle_error,
+        seconds=time.perf_counter() - started, seed=options.seed,
+        options={**dataclasses.asdict(options), "reconstruct": options.reconstruction, "data": run.source.description},
+        versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def _batch_of(feeds: Feeds) -> int:
+    first = next(iter(feeds.values()))
+    return int(first.shape[0]) if first.ndim else 1
+
+
+def _accuracy(run: _Run, pruned: onnx.ModelProto, test: sources.Source | None) -> Accuracy | None:
+    """Top-1 accuracy on the test data, or on the held-out calibration data if that has labels."""
+    source, rows = (run.source, run.held) if test is None else (test, list(range(len(test))))
+    if source.labels is None:
+        return None
+    size = run.size if source.stackable else 1
+    pairs = []
+    for model in (run.setting.model, pruned):
+        batches = (source.batch(rows[start : start + size]) for start in range(0, len(rows), size))
+        pairs.append(verify.accuracy(model, batches, source.labels[rows]))
+    before, after = pairs
+    return None if before is None or after is None else Accuracy(before, after, len(rows))

@@ -1,0 +1,77 @@
+"""What the next layer's weights become once channels are gone. NumPy only.
+
+`full` refits every weight and the bias by least squares against the original's output; `scale` multiplies each kept
+channel by one number (Luo et al. 2017, Eq. 7); both are closed forms of streamed moments.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx.moments import Statistics
+
+Doubles = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
+
+
+def full(statistics: Statistics, weights: Floats, keep: NDArray[np.bool_], ridge: float) -> Doubles:
+    """B* = (P + λW)_S (H_SS + λI)⁻¹: the ridge shrinks to the old weights, not to zero.
+
+    Args:
+        statistics: moments of the layer, centred where a bias can follow.
+        weights: (D×n) the layer's weights.
+        keep: (n) columns that stay.
+        ridge: λ as a share of the mean diagonal of H over the kept columns.
+
+    Returns:
+        (D×n) new weights, zero in the columns that go.
+    """
+    kept = np.flatnonzero(keep)
+    h = statistics.h[np.ix_(kept, kept)]
+    strength = ridge * float(np.trace(h)) / max(len(kept), 1) + 1e-12
+    right = statistics.p[:, kept] + strength * weights[:, kept]
+    h = h + strength * np.eye(len(kept))
+    result = np.zeros(weights.shape)
+    result[:, kept] = np.linalg.solve(h, right.T).T
+    return result
+
+
+def best_bias(statistics: Statistics, weights: Floats) -> Doubles:
+    """b' = E[t] − B E[u]: the bias (D) that leaves no mean error."""
+    result: Doubles = statistics.t - weights @ statistics.u
+    return result
+
+
+def scale(m: Doubles, cross: Doubles, keep: NDArray[np.bool_]) -> Doubles:
+    """One factor per unit: s = M_SS⁻¹ c_S, least squares of the original's output on the kept partial sums (Eq. 7).
+
+    Args:
+        m: (C×C) products of partial sums of the network pruned so far.
+        cross: (C) products of the target with each partial sum; with the original's own input it is M's row sum.
+        keep: (C) units that stay.
+
+    Returns:
+        (C) factors, zero for the units that go. Dead units (no energy) keep the factor 1.
+    """
+    factors = np.zeros(len(m))
+    dead = np.diag(m) <= 1e-12 * max(float(np.max(np.diag(m))), 1e-300)
+    factors[keep & dead] = 1.0
+    kept = np.flatnonzero(keep & ~dead)
+    if len(kept):
+        factors[kept] = np.linalg.lstsq(m[np.ix_(kept, kept)], cross[kept], rcond=1e-12)[0]
+    return factors
+
+
+def scale_sampled(x: Floats, y: Floats, keep: NDArray[np.bool_]) -> Doubles:
+    """The paper's own: w = argmin ‖y − X_S w‖ over sampled rows (m×C) and targets (m), unregularised."""
+    factors = np.zeros(x.shape[1])
+    kept = np.flatnonzero(keep)
+    factors[kept] = np.linalg.lstsq(np.asarray(x[:, kept], np.float64), np.asarray(y, np.float64), rcond=None)[0]
+    return factors
+
+
+def cross_products(p: Doubles, weights: Floats, keys: NDArray[np.int64], units: int) -> Doubles:
+    """E[⟨t, x̂_c⟩] of the target with each unit's partial sum, from P (D×n) and the weights: (C)."""
+    per_column = (weights * p).sum(0)
+    return np.bincount(keys[keys >= 0], per_column[keys >= 0], units)

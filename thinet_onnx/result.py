@@ -1,0 +1,131 @@
+"""What a run reports, as plain data: filled by the pipeline, rendered by `report`, written as JSON.
+
+Units: MACs are multiply-accumulates of one input at the shapes given (Conv, ConvTranspose, Gemm, MatMul); latency is in
+milliseconds for one run at `Latency.batch`; sizes are bytes.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from thinet_onnx.plan import PrunePlan
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs: MACs of one input, parameters (elements of float constants), bytes of the file."""
+
+    macs: int
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median ONNX Runtime latency in milliseconds, both models measured in turn within one run."""
+
+    before_ms: float
+    after_ms: float
+    batch: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near one output is to the original's, on calibration samples that were not used to fit.
+
+    `cosine` is the mean over samples; `relative_error` is ‖after − before‖ / ‖before‖ over all of them; `top1` is the
+    share of samples with the same arg-max where the output looks like a classifier's, else None.
+    """
+
+    output: str
+    cosine: float
+    relative_error: float
+    top1: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy against labels (shares of 1) and on how many samples."""
+
+    before: float
+    after: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group in the report: its channels before and after, MACs at stake, and the error the fit left.
+
+    `error` is the relative error of the consumers' outputs on the calibration data after reconstruction
+    (None where the group was left whole or has no linear consumer that could be measured).
+    """
+
+    name: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    before: int
+    after: int
+    macs: int
+    error: float | None
+
+
+@dataclass(frozen=True)
+class NotPruned:
+    """Channels that stay whatever the target is, and why: `producer` is a node, `reason` a phrase for people."""
+
+    producer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The answer of `inspect`: groups that can shrink, channels that can't, and the sums."""
+
+    model: str
+    groups: tuple[GroupRow, ...]
+    not_pruned: tuple[NotPruned, ...]
+    channels: int
+    removable: int
+    macs: int
+    macs_reachable: int
+    params: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer of `prune`."""
+
+    model: str
+    output: str | None
+    before: Size
+    after: Size
+    target: str
+    target_met: bool
+    latency: Latency | None
+    fidelity: tuple[Fidelity, ...]
+    accuracy: Accuracy | None
+    channels_before: int
+    channels_after: int
+    groups: tuple[GroupRow, ...]
+    not_pruned: tuple[NotPruned, ...]
+    oracle_error: float
+    seconds: float
+    seed: int
+    options: dict[str, Any]
+    versions: dict[str, str]
+    plan: PrunePlan
+    warnings: tuple[str, ...] = ()
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def to_dict(result: Inspection | Report) -> dict[str, Any]:
+    """Plain lists, dicts and numbers; `plan` in the form of `PrunePlan.to_dict`."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result), default=str))
+    if isinstance(result, Report):
+        plain["plan"] = result.plan.to_dict()
+    return plain

@@ -1,0 +1,156 @@
+"""The only module that imports onnxruntime: sessions, shapes as they really are, whole-model runs, latency.
+
+Everything here takes protobufs and arrays and returns arrays. Models for running are made from the user's by dropping the
+declared shapes of inner tensors and outputs, so that a file exported for batch 1 may be tried with more.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from thinet_onnx.errors import ModelError
+from thinet_onnx.graph import Graph, Shape
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    ort.capi.onnxruntime_pybind11_state.NotImplemented, ort.capi.onnxruntime_pybind11_state.RuntimeException,
+    ort.capi.onnxruntime_pybind11_state.NoSuchFile, ort.capi.onnxruntime_pybind11_state.EPFail,
+)  # fmt: skip
+
+
+def version() -> str:
+    """ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) -> ort.InferenceSession:
+    """A CPU session; without `optimise` every tensor of the file exists under its name.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise ModelError(f"ONNX Runtime can't load the model: {_first_line(error)}") from error
+
+
+def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None) -> list[Array]:
+    """One run.
+
+    Raises:
+        ModelError: ONNX Runtime fails on these feeds.
+    """
+    try:
+        results: list[Array] = active.run(names, feeds)
+    except _ORT_ERRORS as error:
+        raise ModelError(f"ONNX Runtime can't run the model on these inputs: {_first_line(error)}") from error
+    return results
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the declared shapes of outputs and inner tensors, and with a free batch."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for output in copy.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    constants = {tensor.name for tensor in copy.graph.initializer}
+    for index, value in enumerate(copy.graph.input):
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) and value.name not in constants:
+            dims[0].ClearField("dim_value")
+            dims[0].dim_param = f"thinet_batch_{index}"
+    return copy
+
+
+def observed_shapes(graph: Graph, feeds: Feeds) -> dict[str, Shape]:
+    """The shape of every tensor in one run on `feeds`.
+
+    A Shape node is hung onto each tensor, so that no activation is kept; sequences and optionals have none.
+    """
+    model = runnable(graph.model)
+    names = sorted({name for node in graph.nodes for name in node.outputs if name} - _not_tensors(graph))
+    del model.graph.output[:]
+    for index, name in enumerate(names):
+        model.graph.node.append(helper.make_node("Shape", [name], [f"thinet_shape_{index}"]))
+        model.graph.output.append(
+            helper.make_tensor_value_info(f"thinet_shape_{index}", onnx.TensorProto.INT64, None)
+        )
+    results = run(session(model, optimise=False), feeds)
+    shapes = {name: tuple(int(size) for size in result) for name, result in zip(names, results, strict=True)}
+    return shapes | {name: feed.shape for name, feed in feeds.items()}
+
+
+def _not_tensors(graph: Graph) -> set[str]:
+    """Names that hold sequences, maps or optionals."""
+    return {
+        name for node in graph.nodes for name in node.outputs
+        if node.op.startswith(("Sequence", "SplitToSequence", "Optional", "ZipMap"))
+    }  # fmt: skip
+
+
+def batch_limit(model: onnx.ModelProto, item: Callable[[Sequence[int]], Feeds], items: int, wanted: int) -> int:
+    """How many items can run together: `wanted`, or 1 where that fails or changes the answer."""
+    if items < 2 or wanted < 2:
+        return 1
+    active = session(runnable(model))
+    singles = [run(active, item([row])) for row in (0, 1)]
+    try:
+        both = run(active, item([0, 1]))
+    except ModelError:
+        return 1
+    for first, second, joined in zip(*singles, both, strict=True):
+        expected = np.concatenate([first, second]) if first.ndim else None
+        if expected is None or expected.shape != joined.shape:
+            return 1
+        if expected.dtype.kind == "f" and not np.allclose(expected, joined, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max() or 1)):
+            return 1
+    return wanted
+
+
+def outputs(model: onnx.ModelProto, batches: Iterable[Feeds]) -> list[list[Array]]:
+    """The graph's outputs for each batch, in graph order."""
+    active = session(runnable(model))
+    return [run(active, feeds) for feeds in batches]
+
+
+def latency(models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 4.0) -> tuple[list[float], int]:
+    """Median run time of each model in milliseconds, measured in turn, and the number of runs each.
+
+    Args:
+        models: what to time; all take `feeds`.
+        feeds: one batch.
+        runs: at most so many runs of each, after warming up.
+        seconds: stop sooner once this much time has passed (at least 5 runs).
+    """
+    sessions = [session(runnable(model)) for model in models]
+    for active in sessions:
+        for _ in range(2):
+            run(active, feeds)
+    times: list[list[float]] = [[] for _ in models]
+    started = time.perf_counter()
+    while len(times[0]) < runs and (len(times[0]) < 5 or time.perf_counter() - started < seconds):
+        for record, active in zip(times, sessions, strict=True):
+            begin = time.perf_counter()
+            run(active, feeds)
+            record.append(1e3 * (time.perf_counter() - begin))
+    return [float(np.median(record)) for record in times], len(times[0])

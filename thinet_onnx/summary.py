@@ -1,0 +1,108 @@
+"""What a run tells: rows of the report made from the analysis, the plan and the measurements."""
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+
+from thinet_onnx._version import __version__
+from thinet_onnx.choose import Rebuilt
+from thinet_onnx.decide import why_not
+from thinet_onnx.groups import Analysis, Group
+from thinet_onnx.observe import MAX_COLUMNS
+from thinet_onnx.options import PruneOptions
+from thinet_onnx.plan import PrunePlan
+from thinet_onnx.result import GroupRow, Inspection, NotPruned
+
+_SHOWN = 8
+
+
+def at_stake(analysis: Analysis, group: int) -> int:
+    """MACs that go when this group alone is cut as far as it can be."""
+    return round(analysis.macs.saving(analysis.sizes, group, analysis.groups[group].floor))
+
+
+def _row(analysis: Analysis, index: int, after: int, error: float | None) -> GroupRow:
+    group = analysis.groups[index]
+    return GroupRow(
+        group.name, tuple(p.node.title for p in group.producers), tuple(c.node.title for c in group.consumers),
+        group.size, after, at_stake(analysis, index), error,
+    )  # fmt: skip
+
+
+def group_rows(analysis: Analysis, plan: PrunePlan, rebuilt: Sequence[Rebuilt]) -> tuple[GroupRow, ...]:
+    """One row for each group; its error is the largest that a refit left in one of its consumers."""
+    left = {use.node.key: entry.error for entry in rebuilt for use in entry.consumer.uses}
+    rows = []
+    for index, cut in enumerate(plan.groups):
+        errors = [left[layer.node.key] for layer in analysis.groups[index].consumers if left.get(layer.node.key) is not None]
+        error = max((e for e in errors if e is not None), default=None) if cut.after < cut.before else None
+        rows.append(_row(analysis, index, cut.after, error))
+    return tuple(rows)
+
+
+def not_pruned(analysis: Analysis, options: PruneOptions | None) -> tuple[NotPruned, ...]:
+    """Channels that stay: those that can't go, and those that were left whole by choice."""
+    rows = [NotPruned(entry.producer.node.title, entry.channels, entry.reason.phrase) for entry in analysis.frozen]
+    if options is not None:
+        for index, group in enumerate(analysis.groups):
+            if (reason := why_not(analysis, index, options)) is not None:
+                rows += [NotPruned(layer.node.title, _channels(analysis, group, index), reason) for layer in group.producers]
+    return tuple(rows)
+
+
+def _channels(analysis: Analysis, group: Group, index: int) -> int:
+    """Output channels of the group's first producer that belong to it."""
+    labels = group.producers[0].out_labels
+    assert labels is not None
+    return sum(analysis.group_of.get(root) == index for root in analysis.roots(labels).tolist())
+
+
+def nothing_to_prune(name: str, analysis: Analysis, options: PruneOptions) -> str:
+    """One sentence on why no group is left."""
+    if not analysis.channels:
+        return f"{name} holds no convolution or fully connected layer with constant weights; there is nothing to prune."
+    reasons: dict[str, int] = {}
+    for row in not_pruned(analysis, options):
+        reasons[row.reason] = reasons.get(row.reason, 0) + row.channels
+    most = sorted(reasons.items(), key=lambda item: -item[1])[:_SHOWN]
+    told = "; ".join(f"{count} {reason}" for reason, count in most)
+    return f"No channel of {name} can be removed. Of its {analysis.channels} output channels: {told}."
+
+
+def channels_cut(analysis: Analysis, plan: PrunePlan) -> int:
+    """Output channels of linear layers that a plan takes out; a weight that is used several times counts once."""
+    cut = 0
+    for index, group in enumerate(plan.groups):
+        each = _channels(analysis, analysis.groups[index], index) // group.before
+        cut += (group.before - group.after) * each * len(analysis.groups[index].producers)
+    return cut
+
+
+def left_alone(rebuilt: Sequence[Rebuilt]) -> list[str]:
+    """Warnings about consumers that could only be scaled."""
+    wide = [entry.consumer for entry in rebuilt if entry.consumer.columns > MAX_COLUMNS]
+    return [
+        f"{consumer.name} reads {consumer.columns:,} columns, more than the {MAX_COLUMNS:,} that are refitted in full; its "
+        "channels were scaled instead."
+        for consumer in wide
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon")
+    return {"thinet-onnx": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def inspection(name: str, analysis: Analysis, options: PruneOptions, warnings: Sequence[str]) -> Inspection:
+    """The answer of `inspect`."""
+    rows = tuple(_row(analysis, index, group.size, None) for index, group in enumerate(analysis.groups))
+    left_out = [index for index in range(len(rows)) if why_not(analysis, index, options) is not None]
+    narrowest = [g.size if i in left_out else g.floor for i, g in enumerate(analysis.groups)]
+    whole = not_pruned(analysis, options)
+    total = round(analysis.macs.total(analysis.sizes))
+    return Inspection(
+        name, tuple(row for index, row in enumerate(rows) if index not in left_out), whole, analysis.channels,
+        analysis.channels - sum(row.channels for row in whole), total, total - round(analysis.macs.total(narrowest)),
+        round(analysis.params.total(analysis.sizes)), tuple(warnings),
+    )  # fmt: skip

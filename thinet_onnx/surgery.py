@@ -1,0 +1,256 @@
+"""Apply a plan to a model with onnx-graphsurgeon. Dumb on purpose: it slices, sets integers, replaces weights, no more.
+
+graphsurgeon's export forgets doc strings, metadata and whatever it has no field for; so only the nodes and constants that
+changed are taken over from it into a copy of the original file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+
+from thinet_onnx.graph import Graph, run_node
+from thinet_onnx.plan import IntEdit, PrunePlan, TensorCut
+
+Array = np.ndarray[Any, Any]
+
+
+_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"})
+
+
+@dataclass(frozen=True)
+class Refit:
+    """New values for a linear layer: `weight` replaces operand `weight_operand` of the node whose first output is `node`.
+
+    `bias`, where there is one, replaces or becomes operand `bias_operand`. Shapes are those of the model it is applied to.
+    """
+
+    node: str
+    weight_operand: int
+    weight: Array
+    bias_operand: int | None = None
+    bias: Array | None = None
+
+
+def apply(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
+    """The model with the plan's channels taken out; the argument is left alone.
+
+    Everything that the plan doesn't name stays: names, opsets, IR version, metadata, doc strings, dynamic axes.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:], bare.functions[:]
+    graph = gs.import_onnx(bare)
+    tensors = graph.tensors()
+    nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
+    constants: set[str] = set()
+    for cut in plan.cuts:
+        _slice(tensors, nodes, cut)
+        constants.add(cut.tensor)
+    patched: dict[str, list[str]] = {}
+    for edit in plan.edits:
+        made, helper = _edit(nodes[edit.node], edit)
+        constants.update(made)
+        graph.nodes.extend(helper)
+        patched.setdefault(edit.node, []).extend(node.outputs[0].name for node in helper)
+    return _graft(model, graph, constants, patched)
+
+
+def _slice(tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node], cut: TensorCut) -> None:
+    """Take `removed` out of a constant, wherever it is kept."""
+    holder = tensors.get(cut.tensor)
+    if isinstance(holder, gs.Constant):
+        holder.values = np.delete(holder.values, cut.removed, cut.axis)
+        return
+    node = nodes[cut.tensor]
+    for name, value in node.attrs.items():
+        if isinstance(value, gs.Constant):
+            value.values = np.delete(value.values, cut.removed, cut.axis)
+        elif name in ("value_floats", "value_ints"):
+            node.attrs[name] = np.delete(np.array(value), cut.removed, cut.axis).tolist()
+
+
+def _edit(node: gs.Node, edit: IntEdit) -> tuple[list[str], list[gs.Node]]:
+    """Set integers of an attribute or operand; returns the constants and nodes made for it."""
+    if edit.attribute is not None:
+        old = node.attrs.get(edit.attribute)
+        if not edit.values:
+            node.attrs.pop(edit.attribute, None)
+        elif isinstance(old, int):
+            node.attrs[edit.attribute] = edit.values[0]
+        else:
+            node.attrs[edit.attribute] = [
+                old[index] if value is None else value for index, value in enumerate(edit.values)
+            ]
+        return [], []
+    assert edit.operand is not None
+    while len(node.inputs) <= edit.operand:
+        node.inputs.append(gs.Variable.empty())
+    operand = node.inputs[edit.operand]
+    name = f"{node.outputs[0].name}_thinet_{edit.operand}"
+    values = [0 if value is None else value for value in edit.values]
+    known = _constant_of(operand)
+    dtype = known.dtype if known is not None else np.dtype(np.int64)
+    if known is None and None in edit.values:
+        chosen = gs.Constant(f"{name}_known", np.array([value is not None for value in edit.values]))
+        constant = gs.Constant(f"{name}_sizes", np.array(values, dtype))
+        result = gs.Variable(name, dtype)
+        node.inputs[edit.operand] = result
+        return [chosen.name, constant.name], [gs.Node("Where", name, inputs=[chosen, constant, operand], outputs=[result])]
+    if known is not None:
+        flat = np.ravel(known)
+        values = [int(flat[index]) if value is None else value for index, value in enumerate(edit.values)]
+    shape = known.shape if known is not None and known.size == len(values) else (len(values),)
+    node.inputs[edit.operand] = gs.Constant(name, np.array(values, dtype).reshape(shape))
+    return [name], []
+
+
+def _constant_of(tensor: gs.Tensor) -> Array | None:
+    """The integers of an operand that is an initializer or a Constant node's output."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values)
+    if tensor.inputs and tensor.inputs[0].op == "Constant":
+        for name, value in tensor.inputs[0].attrs.items():
+            if isinstance(value, gs.Constant):
+                return np.asarray(value.values)
+            if name.startswith("value_int"):
+                return np.asarray(value, np.int64)
+    return None
+
+
+def _graft(
+    model: onnx.ModelProto, graph: gs.Graph, constants: set[str], patched: dict[str, list[str]]
+) -> onnx.ModelProto:
+    """A copy of `model` with the changed constants and nodes of `graph`."""
+    exported = gs.export_onnx(graph, do_type_check=False).graph
+    values = {tensor.name: tensor for tensor in exported.initializer}
+    nodes = {node.output[0]: node for node in exported.node if node.output}
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    present = set()
+    for tensor in result.graph.initializer:
+        present.add(tensor.name)
+        if tensor.name in constants:
+            _copy_values(values[tensor.name], tensor)
+    for value in result.graph.input:  # old files list their initializers among the inputs
+        if value.name in constants and value.name in present:
+            _set_shape(value, list(values[value.name].dims))
+    body: list[onnx.NodeProto] = []
+    for node in result.graph.node:
+        key = node.output[0] if node.output else ""
+        if key in patched:
+            body.extend(nodes[helper] for helper in patched[key])
+            del node.input[:], node.attribute[:]
+            node.input.extend(nodes[key].input)
+            node.attribute.extend(nodes[key].attribute)
+        elif key in constants and node.op_type == "Constant":
+            del node.attribute[:]
+            node.attribute.extend(nodes[key].attribute)
+        body.append(node)
+    for name in sorted(constants - present):
+        if name in values and not any(name in node.output for node in model.graph.node):
+            result.graph.initializer.append(values[name])
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body]
+    del result.graph.node[:], result.graph.value_info[:]
+    result.graph.node.extend(copies)
+    return result
+
+
+def _copy_values(source: onnx.TensorProto, target: onnx.TensorProto) -> None:
+    """New dims and data under the old name and doc string."""
+    doc, name = target.doc_string, target.name
+    target.CopyFrom(source)
+    target.name = name
+    if doc:
+        target.doc_string = doc
+
+
+def _set_shape(value: onnx.ValueInfoProto, dims: list[int]) -> None:
+    for dim, size in zip(value.type.tensor_type.shape.dim, dims, strict=True):
+        dim.dim_value = size
+
+
+def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
+    """The model with new weights and biases; shapes and the argument stay.
+
+    Values go back to the constant that they came from, also through Transpose, Reshape or Cast. A constant that other
+    operands share makes way for a new initializer.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = Graph(result)
+    nodes = {node.output[0]: node for node in result.graph.node if node.output}
+    uses: dict[str, int] = {}
+    for proto in result.graph.node:
+        for name in proto.input:
+            uses[name] = uses.get(name, 0) + 1
+    changes: list[tuple[str, int, Array, str]] = []
+    for entry in refits:
+        changes.append((entry.node, entry.weight_operand, entry.weight, "weight"))
+        if entry.bias_operand is not None and entry.bias is not None:
+            changes.append((entry.node, entry.bias_operand, entry.bias, "bias"))
+    sources = [_source(graph, graph.producer[key].operand(operand)) for key, operand, _, _ in changes]
+    readers: dict[str, int] = {}
+    for source in sources:
+        readers[source] = readers.get(source, 0) + 1
+    for (key, operand, value, suffix), source in zip(changes, sources, strict=True):
+        name = graph.producer[key].operand(operand)
+        alone = bool(source) and all(uses[step] == readers[source] for step in _chain(graph, name))
+        if alone:
+            _write(result, graph, name, source, value)
+        else:
+            _attach(result, nodes[key], operand, value, f"{key}_thinet_{suffix}")
+    return result
+
+
+def _chain(graph: Graph, name: str) -> list[str]:
+    """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved."""
+    chain = [name]
+    while name not in graph.tensors:
+        node = graph.producer.get(name)
+        if node is None or node.op not in _MOVES or name not in graph.derived:
+            return []
+        name = node.inputs[0]
+        chain.append(name)
+    return chain
+
+
+def _source(graph: Graph, name: str) -> str:
+    chain = _chain(graph, name) if name else []
+    return chain[-1] if chain else ""
+
+
+def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: Array) -> None:
+    """Put the operand's new value where its constant is kept, moved back."""
+    old = graph.tensors[source]
+    shape = tuple(old.dims)
+    places = np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape)
+    for step in reversed(_chain(graph, name)[:-1]):
+        node = graph.producer[step]
+        if not node.op.startswith("Cast"):
+            places = run_node(node, graph.opset, [places, *(graph.fold(extra) for extra in node.inputs[1:])])[0]
+    flat = np.empty(places.size, onnx.helper.tensor_dtype_to_np_dtype(old.data_type))
+    flat[places.ravel()] = value.ravel()
+    tensor = numpy_helper.from_array(flat.reshape(shape), source)
+    for initializer in model.graph.initializer:
+        if initializer.name == source:
+            _copy_values(tensor, initializer)
+            return
+    for node_proto in model.graph.node:
+        if node_proto.output[0] == source:
+            del node_proto.attribute[:]
+            node_proto.attribute.append(onnx.helper.make_attribute("value", tensor))
+
+
+def _attach(model: onnx.ModelProto, node: onnx.NodeProto, operand: int, value: Array, name: str) -> None:
+    taken = {tensor.name for tensor in model.graph.initializer}
+    while name in taken:
+        name += "_"
+    model.graph.initializer.append(numpy_helper.from_array(value, name))
+    while len(node.input) <= operand:
+        node.input.append("")
+    node.input[operand] = name

@@ -1,0 +1,134 @@
+"""What a linear layer sees: input windows as rows of a matrix.
+
+For a convolution a row is one input patch, channel-major (C·K² columns, zero padding included); for a fully connected
+layer a row is one input vector. Rows are gathered at chosen positions; the full unfolding never exists.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How an output position of a convolution sees its input: per spatial axis, in elements.
+
+    `pads` are (begin, end) pairs. With `transposed` (ConvTranspose) the input is spread by the strides first, and the
+    kernel is read backwards. An empty kernel is a fully connected layer.
+    """
+
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[tuple[int, int], ...] = ()
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+
+def windows(x: Floats, window: Window) -> Floats:
+    """All windows of x as a view.
+
+    Args:
+        x: (N, C, *spatial), as the layer's input.
+        window: the layer's window.
+
+    Returns:
+        (N, C, *positions, *kernel), without copying more than the padded input.
+    """
+    rank = len(window.kernel)
+    if window.transposed:
+        return windows(_spread(x, window), Window(window.kernel, (1,) * rank, window.dilations, ((0, 0),) * rank))
+    padded = np.pad(x, [(0, 0), (0, 0), *window.pads])
+    spans = tuple(d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True))
+    view = sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
+    steps = (slice(None), slice(None), *(slice(None, None, s) for s in (*window.strides, *window.dilations)))
+    return view[steps]
+
+
+def _spread(x: Floats, window: Window) -> Floats:
+    """The input of a transposed convolution as that of the plain one that computes the same (kernel reversed)."""
+    sizes = [s * (n - 1) + 1 for s, n in zip(window.strides, x.shape[2:], strict=True)]
+    wide = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    wide[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))] = x
+    margins = [
+        (span - begin, span - end + extra)
+        for (begin, end), extra, span in zip(
+            window.pads, window.output_padding,
+            [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)], strict=True,
+        )
+    ]  # fmt: skip
+    wide = np.pad(wide, [(0, 0), (0, 0), *((max(b, 0), max(e, 0)) for b, e in margins)])
+    crop = tuple(slice(max(-b, 0), wide.shape[a + 2] - max(-e, 0)) for a, (b, e) in enumerate(margins))
+    return wide[(slice(None), slice(None), *crop)]
+
+
+def count_positions(shape: tuple[int, ...], axis: int, window: Window) -> int:
+    """Output positions of one input tensor of this shape, the batch included."""
+    if not window.kernel:
+        return int(np.prod(shape, dtype=np.int64)) // max(shape[axis], 1)
+    probe = np.broadcast_to(np.zeros((), np.float32), (shape[0], 1, *shape[2:]))
+    return int(np.prod(windows(probe, window).shape[: 2 + len(window.kernel)], dtype=np.int64))
+
+
+def rows_at(x: Floats, axis: int, window: Window, picks: NDArray[np.int64]) -> Floats:
+    """Input rows at some output positions.
+
+    Args:
+        x: the layer's input.
+        axis: its channel axis (1 for a convolution).
+        window: the layer's window.
+        picks: indices into the flattened positions (batch first).
+
+    Returns:
+        (len(picks), channels · taps), float32.
+    """
+    if not window.kernel:
+        return np.ascontiguousarray(np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])[picks], np.float32)
+    view = windows(x.astype(np.float32, copy=False), window)
+    rank = len(window.kernel)
+    view = np.moveaxis(view, 1, 1 + rank)
+    chosen = view[np.unravel_index(picks, view.shape[: 1 + rank])]
+    return chosen.reshape(len(picks), -1)
+
+
+def values_at(x: Floats, axis: int, picks: NDArray[np.int64]) -> Floats:
+    """Elements of an output-like tensor at some positions, as (len(picks), channels)."""
+    return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])[picks].astype(np.float32, copy=False)
+
+
+def weight_matrix(weight: Floats, in_axis: int, groups: int, window: Window) -> Floats:
+    """The weights of each convolution group as a matrix that acts on that group's rows.
+
+    Args:
+        weight: the operand as the operator takes it.
+        in_axis: its axis of input channels; the other of the first two is the outputs'.
+        groups: convolution groups.
+        window: the layer's window.
+
+    Returns:
+        (groups, outputs of a group, inputs of a group · taps), float32.
+    """
+    matrix = weight.astype(np.float32)
+    if in_axis == 0 and window.transposed:
+        matrix = matrix.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).swapaxes(1, 2)
+        matrix = matrix[(..., *(slice(None, None, -1),) * len(window.kernel))]
+        return np.ascontiguousarray(matrix).reshape(groups, weight.shape[1], -1)
+    if in_axis == 0:
+        matrix = matrix.swapaxes(0, 1)
+    return np.ascontiguousarray(matrix).reshape(groups, matrix.shape[0] // groups, -1)
+
+
+def weight_operand(matrix: Floats, like: Floats, in_axis: int, groups: int, window: Window) -> Floats:
+    """Inverse of `weight_matrix`: the operand with the shape and dtype of `like`."""
+    if in_axis == 0 and window.transposed:
+        per_group = matrix.reshape(groups, like.shape[1], like.shape[0] // groups, *like.shape[2:])
+        per_group = per_group[(..., *(slice(None, None, -1),) * len(window.kernel))].swapaxes(1, 2)
+        return np.ascontiguousarray(per_group.reshape(like.shape), like.dtype)
+    if in_axis == 0:
+        return np.ascontiguousarray(matrix.reshape(like.shape[1], like.shape[0]).swapaxes(0, 1), like.dtype)
+    return np.ascontiguousarray(matrix.reshape(like.shape), like.dtype)

@@ -1,0 +1,161 @@
+"""Is the pruned file right, and how near is it to the original?
+
+Right is exact and needs no labels: *the original in which the removed channels' consumer weights are zero equals the
+pruned file* (the mask oracle). Near is measured on data that was not used to fit.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from thinet_onnx import runtime
+from thinet_onnx.graph import Graph
+from thinet_onnx.plan import PrunePlan
+from thinet_onnx.result import Accuracy, Fidelity
+
+Array = np.ndarray[Any, Any]
+Outputs = list[list[Array]]
+
+
+def masked(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
+    """The model, uncut, with zeros in the weights that read the plan's removed channels.
+
+    A quantised weight gets its zero point there, which must be 0 (symmetric quantisation).
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    holders = {tensor.name: tensor for tensor in result.graph.initializer}
+    for node in result.graph.node:
+        if node.op_type == "Constant":
+            holders |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+    made = {c.weight: Graph(model).fold(c.weight) for c in plan.consumers if c.weight not in holders}
+    for consumer in plan.consumers:
+        tensor = holders.get(consumer.weight)
+        value = made[consumer.weight] if tensor is None else numpy_helper.to_array(tensor)
+        value = np.array(value)
+        value[(slice(None),) * consumer.axis + (list(consumer.removed),)] = 0
+        if tensor is None:
+            _stand_in(result, consumer.weight, value)
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    return result
+
+
+def _stand_in(model: onnx.ModelProto, name: str, value: Array) -> None:
+    """Let every reader of a tensor read a new initializer instead."""
+    model.graph.initializer.append(numpy_helper.from_array(value, f"{name}_masked"))
+    for node in model.graph.node:
+        for index, operand in enumerate(node.input):
+            if operand == name:
+                node.input[index] = f"{name}_masked"
+
+
+def difference(expected: Outputs, actual: Outputs, original: Outputs | None = None) -> float:
+    """The largest relative difference of two models' outputs: max |a − e| / scale, over outputs and batches.
+
+    The scale is max |e| or, where that is larger, the original's max |o|: a masked network's scores may all be driven
+    to the flat end of a sigmoid, where float32 has no digits left to compare. Infinite where shapes differ or one is not
+    finite where the other is.
+    """
+    worst = 0.0
+    for place, (left, right) in enumerate(zip(expected, actual, strict=True)):
+        for index, (e, a) in enumerate(zip(left, right, strict=True)):
+            if e.shape != a.shape:
+                return float("inf")
+            if e.dtype.kind != "f":
+                worst = max(worst, float((e != a).mean()) if e.size else 0.0)
+                continue
+            finite = np.isfinite(e)
+            if not np.array_equal(finite, np.isfinite(a)):
+                return float("inf")
+            scale = max(_largest(e), _largest(original[place][index]) if original else 0.0, 1e-12)
+            worst = max(worst, _largest(np.where(finite, a, 0).astype(np.float64) - np.where(finite, e, 0)) / scale)
+    return worst
+
+
+def _largest(values: Array) -> float:
+    """The largest finite absolute value, 0 if there is none."""
+    finite = values[np.isfinite(values)]
+    return float(np.abs(finite).max()) if finite.size else 0.0
+
+
+def oracle(model: onnx.ModelProto, pruned: onnx.ModelProto, plan: PrunePlan, batches: Sequence[dict[str, Array]]) -> float:
+    """The oracle's relative difference for a file that was cut and not refitted."""
+    expected = runtime.outputs(masked(model, plan), batches)
+    return difference(expected, runtime.outputs(pruned, batches), runtime.outputs(model, batches))
+
+
+def is_classifier(output: Array) -> bool:
+    """Whether one output looks like scores of classes: (batch, classes), or that with size-1 axes after it."""
+    return output.dtype.kind == "f" and output.ndim >= 2 and output.shape[1] >= 2 and output.size == np.prod(output.shape[:2])
+
+
+def fidelity(names: Sequence[str], before: Outputs, after: Outputs) -> tuple[Fidelity, ...]:
+    """How near the pruned model's outputs are to the original's, output by output."""
+    rows = []
+    for index, name in enumerate(names):
+        old = [batch[index] for batch in before]
+        new = [batch[index] for batch in after]
+        if not old or old[0].dtype.kind != "f" or any(o.shape != n.shape for o, n in zip(old, new, strict=True)):
+            continue
+        flat = [(o.reshape(len(o) if o.ndim else 1, -1), n.reshape(len(n) if n.ndim else 1, -1)) for o, n in zip(old, new, strict=True)]
+        a = np.concatenate([o for o, _ in flat]) if len({o.shape[1] for o, _ in flat}) == 1 else np.concatenate([o.ravel() for o, _ in flat])[None]
+        b = np.concatenate([n for _, n in flat]) if len({o.shape[1] for o, _ in flat}) == 1 else np.concatenate([n.ravel() for _, n in flat])[None]
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = float(((a * b).sum(1) / np.maximum(norms, 1e-30)).mean())
+        error = float(np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-30))
+        top1 = float((a.argmax(1) == b.argmax(1)).mean()) if is_classifier(old[0]) else None
+        rows.append(Fidelity(name, cosine, error, top1, len(a)))
+    return tuple(rows)
+
+
+def distance(before: Outputs, after: Outputs) -> float:
+    """How far two models' outputs are apart, as one number for the budget, each output weighed equally.
+
+    A classifier's scores count by the Kullback–Leibler divergence of their softmax (of themselves, if they are
+    probabilities), everything else by the relative squared error about the mean.
+    """
+    total = 0.0
+    for index in range(len(before[0])):
+        old, new = ([batch[index] for batch in batches] for batches in (before, after))
+        if old[0].dtype.kind != "f":
+            continue
+        total += _divergence(old, new) if is_classifier(old[0]) else _relative(old, new)
+    return total
+
+
+def _relative(old: list[Array], new: list[Array]) -> float:
+    a = np.concatenate([o.ravel() for o in old]).astype(np.float64)
+    b = np.concatenate([n.ravel() for n in new]).astype(np.float64)
+    return float(np.square(b - a).sum() / max(np.square(a - a.mean()).sum(), 1e-30)) if a.shape == b.shape else float("inf")
+
+
+def _divergence(old: list[Array], new: list[Array]) -> float:
+    a, b = (np.concatenate([x.reshape(len(x), -1) for x in xs]).astype(np.float64) for xs in (old, new))
+    if a.min() >= 0 and np.allclose(a.sum(1), 1, atol=1e-3):
+        p, log_p, log_q = a, np.log(a + 1e-12), np.log(np.maximum(b, 0) + 1e-12)
+    else:
+        log_p, log_q = (x - _log_sum_exp(x) for x in (a, b))
+        p = np.exp(log_p)
+    return float((p * (log_p - log_q)).sum(1).mean())
+
+
+def _log_sum_exp(x: Array) -> Array:
+    top = x.max(1, keepdims=True)
+    return top + np.log(np.exp(x - top).sum(1, keepdims=True))
+
+
+def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:
+    """Top-1 accuracy (0..1) of the first output that looks like class scores; None if there is none."""
+    scores = runtime.outputs(model, batches)
+    place = next((i for i, output in enumerate(scores[0]) if is_classifier(output)), None)
+    if place is None:
+        return None
+    picks = np.concatenate([batch[place].reshape(len(batch[place]), -1).argmax(1) for batch in scores])
+    return float((picks == labels[: len(picks)]).mean())
+
+

@@ -196,7 +196,10 @@ def _open_data(
 
 
 class _Run:
-    """The steps of one run; what one leaves for the next is kept here."""
+    """The steps of one run; what one leaves for the next is kept here.
+
+    `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
+    """
 
     def __init__(self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress) -> None:
         self.setting, self.source, self.options, self.progress = setting, source, options, progress
@@ -207,8 +210,10 @@ class _Run:
         item = source.batch(self.fit[:1])
         elements = max(sum(array.size for array in item.values()), 1)
         wanted = int(np.clip(_BATCH_ELEMENTS // elements, 1, 64)) if source.stackable else 1
-        self.size = runtime.batch_limit(setting.model, source.batch, len(source), wanted)
-        self.analysis = analyse(setting.graph, runtime.observed_shapes(setting.graph, item))
+        shapes = runtime.observed_shapes(setting.graph, item)
+        self.model = runtime.with_open_batch(setting.graph, shapes)
+        self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
+        self.analysis = analyse(graphs.Graph(self.model), shapes)
 
     def batches(self, rows: list[int]) -> list[Feeds]:
         """Feeds of some samples, in batches."""
@@ -224,7 +229,7 @@ class _Run:
             raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
         feeds = self.batches(self.fit)
         views = self._survey(consumers, candidates, chooser, feeds)
-        decision = decide(self.setting.model, chooser, views, candidates, feeds, self.progress)
+        decision = decide(self.model, chooser, views, candidates, feeds, self.progress)
         kept, rebuilt = self._prune(consumers, chooser, views, decision, feeds)
         plan = make_plan(analysis, kept)
         self.progress.start("Cutting and verifying", 3)
@@ -233,7 +238,7 @@ class _Run:
     def _cut(self, plan: PrunePlan, kept: list[Ids], rebuilt: list[Rebuilt], decision: Decision) -> "_Outcome":
         """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
         model, analysis = self.setting.model, self.analysis
-        check = self.batches(self.held)[:2]
+        check = [self.source.batch([row]) for row in self.held[:4]]
         bare = surgery.apply(model, plan)
         error = verify.oracle(model, bare, plan, check)
         self.progress.advance()
@@ -243,8 +248,7 @@ class _Run:
         cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in uncut]
         pruned = surgery.refit(bare, cut)
         self.progress.advance()
-        whole = surgery.refit(model, uncut)
-        expected, found = runtime.outputs(whole, check), runtime.outputs(pruned, check)
+        expected, found = (runtime.outputs(m, check) for m in (surgery.refit(model, uncut), pruned))
         error = max(error, verify.difference(expected, found, runtime.outputs(model, check)))
         if not error <= _TOLERANCE[self.setting.half]:
             raise RuntimeError(
@@ -253,7 +257,8 @@ class _Run:
             )
         if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
             raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
-        return _Outcome(pruned, plan, rebuilt, decision, error)
+        wide = surgery.refit(surgery.apply(self.model, plan), cut)
+        return _Outcome(pruned, wide, plan, rebuilt, decision, error)
 
     def _survey(
         self, consumers: list[Consumer], candidates: list[int], chooser: Chooser, feeds: list[Feeds]
@@ -322,9 +327,10 @@ def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: sur
 
 @dataclass
 class _Outcome:
-    """What `_Run.work` ends with: the pruned model, how it was made, and how well the oracle holds."""
+    """What `_Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error."""
 
     model: onnx.ModelProto
+    twin: onnx.ModelProto
     plan: PrunePlan
     rebuilt: list[Rebuilt]
     decision: Decision
@@ -339,13 +345,13 @@ def _report(
     setting, analysis, options = run.setting, run.analysis, run.options
     run.progress.start("Measuring", 3)
     held = run.batches(run.held)
-    before, after = (runtime.outputs(model, held) for model in (setting.model, outcome.model))
+    before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
     near = verify.fidelity(setting.graph.outputs, before, after)
     run.progress.advance()
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
     run.progress.advance()
-    accuracy = _accuracy(run, outcome.model, test)
+    accuracy = _accuracy(run, outcome.twin, test)
     run.progress.advance()
     size = outcome.model.ByteSize()
     if output is not None:
@@ -386,7 +392,7 @@ def _accuracy(run: _Run, pruned: onnx.ModelProto, test: sources.Source | None) -
         return None
     size = run.size if source.stackable else 1
     pairs = []
-    for model in (run.setting.model, pruned):
+    for model in (run.model, pruned):
         batches = (source.batch(rows[start : start + size]) for start in range(0, len(rows), size))
         pairs.append(verify.accuracy(model, batches, source.labels[rows]))
     before, after = pairs

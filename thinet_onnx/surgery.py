@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"})
 
+_SHAPE_READERS = frozenset({"Shape", "Size"})  # they don't mind other values
+
 
 @dataclass(frozen=True)
 class Refit:
@@ -186,7 +188,7 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
     nodes = {node.output[0]: node for node in result.graph.node if node.output}
     uses: dict[str, int] = {}
     for proto in result.graph.node:
-        for name in proto.input:
+        for name in proto.input if proto.op_type not in _SHAPE_READERS else ():
             uses[name] = uses.get(name, 0) + 1
     changes: list[tuple[str, int, Array, str]] = []
     for entry in refits:

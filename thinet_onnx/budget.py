@@ -80,7 +80,9 @@ def allocate(
     return kept
 
 
-def _best_step(kept: list[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost) -> tuple[int, int]:
+def _best_step(
+    kept: list[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost
+) -> tuple[int, int]:
     """The step down with the least added error per saved cost."""
     best, least = (-1, -1), np.inf
     for group, options in enumerate(choices):
@@ -100,7 +102,12 @@ def _best_step(kept: list[int], choices: Sequence[Sequence[int]], curves: Sequen
 
 
 def give_back(
-    kept: list[int], sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost, limit: float
+    kept: list[int],
+    sizes: Sequence[int],
+    choices: Sequence[Sequence[int]],
+    curves: Sequence[Curve],
+    cost: Cost,
+    limit: float,
 ) -> None:
     """Widen groups again, in place, while the limit allows, the most error saved per cost first."""
     room = limit - cost.total(kept)
@@ -113,7 +120,9 @@ def give_back(
                 price = -cost.saving(kept, group, width)
                 if price > room:
                     break
-                gain = float(curves[group].error[sizes[group] - kept[group]] - curves[group].error[sizes[group] - width])
+                gain = float(
+                    curves[group].error[sizes[group] - kept[group]] - curves[group].error[sizes[group] - width]
+                )
                 rate = max(gain, 1e-30) / max(price, 1e-30)
                 if rate > most:
                     best, most = (group, width), rate

@@ -70,7 +70,8 @@ class Chooser:
         self.options = options
         self.offsets = unit_offsets(analysis)
         self.readers: list[list[Consumer]] = [
-            [c for c in consumers if self._local(c.keys, index).max(initial=-1) >= 0] for index in range(len(analysis.groups))
+            [c for c in consumers if self._local(c.keys, index).max(initial=-1) >= 0]
+            for index in range(len(analysis.groups))
         ]
 
     @property
@@ -121,7 +122,9 @@ class Chooser:
             local = self._local(view.units, group)
             rows = view.sampled[0][:, local >= 0].astype(np.float64)
             place = np.ix_(local[local >= 0], local[local >= 0])
-            total[place] += rows.T @ rows / (len(rows) * max(float(np.square(view.sampled[1], dtype=np.float64).mean()), 1e-30))
+            total[place] += (
+                rows.T @ rows / (len(rows) * max(float(np.square(view.sampled[1], dtype=np.float64).mean()), 1e-30))
+            )
         return total
 
     def curve(self, group: int, views: Mapping[Consumer, View]) -> tuple[Ids, Doubles]:
@@ -170,19 +173,19 @@ class Chooser:
         columns = stays[consumer.keys]  # key −1 reads the last entry, which stays
         way = self.options.reconstruction
         if way == "none" or columns.all():
-            matrix = consumer.matrix * columns
-            return Rebuilt(consumer, matrix.astype(np.float64), None, self._left(view, matrix, None))
+            matrix = (consumer.matrix * columns).astype(np.float64)
+            return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         if way == "scale" or not view.parts:
             factors = self._scales(view, stays)
-            matrix = (consumer.matrix * np.where(consumer.keys >= 0, factors[consumer.keys], 1.0)).astype(np.float64)
-            return Rebuilt(consumer, matrix, None, self._left(view, matrix, None))
+            matrix = consumer.matrix.astype(np.float64) * np.where(consumer.keys >= 0, factors[consumer.keys], 1.0)
+            return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         matrix = np.stack(
             [reconstruct.full(part, w, columns, RIDGE) for part, w in zip(view.parts, consumer.matrix, strict=True)]
         )
         bias = None
         if consumer.can_bias:
             bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(view.parts, matrix, strict=True)])
-        return Rebuilt(consumer, matrix, bias, self._left(view, matrix, bias))
+        return Rebuilt(consumer, matrix, bias, self._left(view, matrix))
 
     def _scales(self, view: View, stays: NDArray[np.bool_]) -> Doubles:
         """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""
@@ -204,7 +207,7 @@ class Chooser:
         factors[units] = reconstruct.scale(m, cross, stays[units])
         return factors
 
-    def _left(self, view: View, matrix: Array, bias: Array | None) -> float | None:
+    def _left(self, view: View, matrix: Array) -> float | None:
         """The relative error that the new weights leave in the consumer's output; None where it wasn't observed."""
         if not view.parts:
             return None

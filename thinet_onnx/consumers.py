@@ -50,7 +50,7 @@ class Consumer:
     @property
     def columns(self) -> int:
         """n, the width of an input row of one convolution group."""
-        return self.matrix.shape[2]
+        return int(self.matrix.shape[2])
 
     @property
     def observed(self) -> list[str]:

@@ -70,7 +70,9 @@ def _factor(size: int, labels: Ids | None, group_of: dict[int, int], roots: Call
     return base, tuple((group, count) for group, (count, _) in sorted(parts.items()))
 
 
-def macs(linears: Iterable[Linear], batch: int, group_of: dict[int, int], roots: Callable[[Ids], Ids], groups: int) -> Cost:
+def macs(
+    linears: Iterable[Linear], batch: int, group_of: dict[int, int], roots: Callable[[Ids], Ids], groups: int
+) -> Cost:
     """The network's MACs for one input, by the number of channels each group keeps.
 
     Args:

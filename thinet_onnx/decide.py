@@ -96,7 +96,12 @@ def _choices(analysis: Analysis, group: int, round_to: int | None, candidate: bo
 
 
 def _land(
-    widths: list[int], chooser: Chooser, candidates: Sequence[int], curves: Sequence[budget.Curve], limit: float, base: float
+    widths: list[int],
+    chooser: Chooser,
+    candidates: Sequence[int],
+    curves: Sequence[budget.Curve],
+    limit: float,
+    base: float,
 ) -> list[int]:
     """Use up what rounding left of the target, with finer widths in as few groups as it takes."""
     analysis, options = chooser.analysis, chooser.options

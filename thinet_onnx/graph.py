@@ -209,7 +209,9 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(file.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{file}: its external data can't be read ({reason}); keep the data files beside it.") from None
+        raise ModelError(
+            f"{file}: its external data can't be read ({reason}); keep the data files beside it."
+        ) from None
     return model
 
 
@@ -297,7 +299,7 @@ def on_disk(path: str | os.PathLike[str]) -> tuple[int, str | None]:
     return size, ".data" if beside else None
 
 
-def _constant_tensor(proto: onnx.NodeProto) -> onnx.TensorProto | None:
+def _constant_tensor(proto: onnx.NodeProto) -> Any:
     """The value of a Constant node as a tensor; None for sparse values and strings."""
     for attribute in proto.attribute:
         name, value = attribute.name, onnx.helper.get_attribute_value(attribute)

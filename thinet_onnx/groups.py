@@ -2,7 +2,8 @@
 
 A *group* is a set of labels that occur in exactly the same tensors, equally often. Any number of them can go, one is as
 costly as another, and every tensor that holds one holds them all; so where each tensor has one group that keeps a label,
-nothing is ever emptied. A convolution's outputs are one group as a rule; where a Split or a Concat treats them differently they are several.
+nothing is ever emptied. A convolution's outputs are one group as a rule; where a Split or a Concat treats them
+differently they are several.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import onnx
 from thinet_onnx.cost import Cost, macs, params
 from thinet_onnx.errors import NothingToPruneError
 from thinet_onnx.graph import Array, Graph, Shape, shape_values
-from thinet_onnx.labels import Axes, Ids, Reason
+from thinet_onnx.labels import Ids, Reason
 from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.rules import RULES, Context, Linear, SizeUse
 
@@ -207,9 +208,9 @@ def _floors(context: Context, groups: list[Group]) -> list[int]:
             owners = {owner.get(root, -1) for root in np.unique(context.labels.find(vector)).tolist()}
             if -1 not in owners:
                 held.add(frozenset(owners))
-    for owners in sorted(held, key=lambda s: (len(s), sorted(s))):
-        if not any(floors[index] for index in owners):
-            floors[max(owners, key=lambda index: (groups[index].size, -index))] = 1
+    for together in sorted(held, key=lambda s: (len(s), sorted(s))):
+        if not any(floors[index] for index in together):
+            floors[max(together, key=lambda index: (groups[index].size, -index))] = 1
     return floors
 
 
@@ -263,7 +264,9 @@ def make_plan(analysis: Analysis, kept: list[Ids]) -> PrunePlan:
         for group, units in zip(analysis.groups, kept, strict=True)
     )
     if all(cut.after == cut.before for cut in cuts_of_group):
-        raise NothingToPruneError("No channel is removed by this choice; ask for a smaller target or a smaller --round-to.")
+        raise NothingToPruneError(
+            "No channel is removed by this choice; ask for a smaller target or a smaller --round-to."
+        )
     lost = loss(analysis, kept)
     cuts = [
         TensorCut(name, axis, tuple(np.flatnonzero(lost(vector)).tolist()))
@@ -308,7 +311,7 @@ def _edits(analysis: Analysis, lost: LostFunction) -> list[IntEdit]:
         new = _wanted(use, lost)
         if use.implicit and len(set(new.values())) == 1:
             continue
-        now = _present(use, graph, values)
+        now = _present(use, values)
         if now is not None and not use.implicit and _agrees(use, now, new, after.get(use.node.inputs[0], ())):
             continue
         length = len(new) if use.positions is not None else use.length
@@ -327,7 +330,7 @@ def _agrees(use: SizeUse, now: list[int], new: dict[int, int], source: Shape) ->
     return all(now[index] == value for index, value in new.items())
 
 
-def _present(use: SizeUse, graph: Graph, values: dict[str, Array]) -> list[int] | None:
+def _present(use: SizeUse, values: dict[str, Array]) -> list[int] | None:
     """What the operand or attribute would say after the cut if nobody touched it; None if unknown or absent."""
     if use.attribute is not None:
         found = use.node.attrs.get(use.attribute)

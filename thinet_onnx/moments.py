@@ -45,7 +45,7 @@ class Moments:
         """Add another shard's sums."""
         self.count += other.count
         for mine, theirs in zip(self._sums(), other._sums(), strict=True):
-            mine += theirs
+            np.add(mine, theirs, out=mine)
 
     def _sums(self) -> tuple[Doubles, ...]:
         return self.h, self.p, self.u, self.t, self.t2
@@ -80,7 +80,6 @@ class Statistics:
         weights = weights.astype(np.float64, copy=False)
         error: Doubles = self.energy - 2 * (weights * self.p).sum(1) + ((weights @ self.h) * weights).sum(1)
         return np.maximum(error, 0)
-
 
     @classmethod
     def of_original(cls, moments: Moments, weights: Floats, *, centred: bool) -> "Statistics":

@@ -42,7 +42,9 @@ class Watcher:
         sampled: gather the paper's sampled rows.
     """
 
-    def __init__(self, consumer: Consumer, items: int, seed: int, *, moments: bool = True, sampled: bool = False) -> None:
+    def __init__(
+        self, consumer: Consumer, items: int, seed: int, *, moments: bool = True, sampled: bool = False
+    ) -> None:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
         self.wide = columns > MAX_COLUMNS

@@ -64,7 +64,9 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
         except ValueError:
             shape = ()
         if not colon or not name or not shape or min(shape) < 1:
-            raise OptionError(f"--shape {text!r} is not understood: write the input's name and sizes, such as input:1,3,224,224.")
+            raise OptionError(
+                f"--shape {text!r} is not understood: write the input's name and sizes, such as input:1,3,224,224."
+            )
         shapes[name] = shape
     return shapes
 

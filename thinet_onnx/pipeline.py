@@ -1,6 +1,6 @@
 """From a model and data to a pruned model: the order of the steps, and nothing numeric of its own.
 
-    read → analyse → observe the original → weigh the groups → allocate → prune, shallow to deep → cut → verify → report
+read → analyse → observe the original → weigh the groups → allocate → prune, shallow to deep → cut → verify → report
 """
 
 import dataclasses
@@ -30,9 +30,7 @@ from thinet_onnx.rules import Linear
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-Data = (
-    str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
-)
+Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
 _TOLERANCE = {False: 1e-3, True: 3e-2}  # of the oracle: for float32, and where 16-bit floats occur
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
@@ -98,12 +96,19 @@ def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> sources.
             )
         declared = [None if i == 0 and d is None else g for i, (d, g) in enumerate(zip(declared, given, strict=True))]
     if not tensor.elem_type:
-        raise ModelError(f"The input {value.name!r} is no tensor, or its data type is not stated; only tensors are understood.")
-    return sources.InputSpec(value.name, tuple(declared), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+        raise ModelError(
+            f"The input {value.name!r} is no tensor, or its data type is not stated; only tensors are understood."
+        )
+    return sources.InputSpec(
+        value.name, tuple(declared), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    )
 
 
 def inspect(
-    model: onnx.ModelProto | str | os.PathLike[str], *, shapes: dict[str, tuple[int, ...]] | None = None, scope: Scope = "all"
+    model: onnx.ModelProto | str | os.PathLike[str],
+    *,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    scope: Scope = "all",
 ) -> Inspection:
     """What of a model can go, and why the rest can't; needs no data.
 
@@ -125,13 +130,14 @@ def _closed(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> list[sou
     """Input specs with every size known: an open batch is 1, anything else open must be given."""
     closed = []
     for spec in setting.inputs:
-        sizes = shapes.get(spec.name) or tuple(1 if i == 0 and s is None else s for i, s in enumerate(spec.shape))
+        given = shapes.get(spec.name, spec.shape)
+        sizes = [1 if i == 0 and size is None else size for i, size in enumerate(given)]
         if None in sizes:
             example = ",".join(str(size or 224) for size in sizes)
             raise OptionError(
                 f"The input {spec.name!r} of {setting.name} has open sizes; say them, such as --shape {spec.name}:{example}."
             )
-        closed.append(sources.InputSpec(spec.name, sizes, spec.dtype))
+        closed.append(sources.InputSpec(spec.name, tuple(sizes), spec.dtype))
     return closed
 
 
@@ -170,7 +176,9 @@ def prune(
     source = _open_data(setting, data, options, preprocess, random_data)
     test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
     if test is not None and test.labels is None:
-        raise OptionError(f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders.")
+        raise OptionError(
+            f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
+        )
     run = _Run(setting, source, options, progress)
     try:
         result = run.work()
@@ -191,8 +199,9 @@ def _open_data(
         raise OptionError("No calibration data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
     if isinstance(data, sources.Source):
         return data
-    opener = sources.open_source if isinstance(data, str | os.PathLike) else sources.from_arrays
-    return opener(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)  # type: ignore[operator, no-any-return]
+    if isinstance(data, str | os.PathLike):
+        return sources.open_source(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
+    return sources.from_arrays(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
 
 
 class _Run:
@@ -224,7 +233,9 @@ class _Run:
         options, analysis = self.options, self.analysis
         consumers = collect(analysis)
         chooser = Chooser(analysis, consumers, options)
-        candidates = [g for g in range(len(analysis.groups)) if chooser.readers[g] and why_not(analysis, g, options) is None]
+        candidates = [
+            g for g in range(len(analysis.groups)) if chooser.readers[g] and why_not(analysis, g, options) is None
+        ]
         if not candidates:
             raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
         feeds = self.batches(self.fit)
@@ -282,7 +293,12 @@ class _Run:
         return Watcher(consumer, len(self.fit), self.options.seed, sampled=sampled)
 
     def _prune(
-        self, consumers: list[Consumer], chooser: Chooser, views: dict[Consumer, View], decision: Decision, feeds: list[Feeds]
+        self,
+        consumers: list[Consumer],
+        chooser: Chooser,
+        views: dict[Consumer, View],
+        decision: Decision,
+        feeds: list[Feeds],
     ) -> tuple[list[Ids], list[Rebuilt]]:
         """Shallow to deep: pick at a group's first consumer, refit each consumer on what really reaches it."""
         groups = self.analysis.groups

@@ -86,7 +86,5 @@ class PrunePlan:
                 ConsumerCut(c["node"], c["weight"], c["axis"], tuple(c["removed"])) for c in plain["consumers"]
             ),
             cuts=tuple(TensorCut(c["tensor"], c["axis"], tuple(c["removed"])) for c in plain["cuts"]),
-            edits=tuple(
-                IntEdit(e["node"], e["operand"], e["attribute"], tuple(e["values"])) for e in plain["edits"]
-            ),
+            edits=tuple(IntEdit(e["node"], e["operand"], e["attribute"], tuple(e["values"])) for e in plain["edits"]),
         )

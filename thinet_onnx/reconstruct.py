@@ -74,4 +74,5 @@ def scale_sampled(x: Floats, y: Floats, keep: NDArray[np.bool_]) -> Doubles:
 def cross_products(p: Doubles, weights: Floats, keys: NDArray[np.int64], units: int) -> Doubles:
     """E[⟨t, x̂_c⟩] of the target with each unit's partial sum, from P (D×n) and the weights: (C)."""
     per_column = (weights * p).sum(0)
-    return np.bincount(keys[keys >= 0], per_column[keys >= 0], units)
+    result: Doubles = np.bincount(keys[keys >= 0], per_column[keys >= 0], units).astype(np.float64)
+    return result

@@ -93,9 +93,7 @@ def observed_shapes(graph: Graph, feeds: Feeds) -> dict[str, Shape]:
     del model.graph.output[:]
     for index, name in enumerate(names):
         model.graph.node.append(helper.make_node("Shape", [name], [f"thinet_shape_{index}"]))
-        model.graph.output.append(
-            helper.make_tensor_value_info(f"thinet_shape_{index}", onnx.TensorProto.INT64, None)
-        )
+        model.graph.output.append(helper.make_tensor_value_info(f"thinet_shape_{index}", onnx.TensorProto.INT64, None))
     results = run(session(model, optimise=False), feeds)
     shapes = {name: tuple(int(size) for size in result) for name, result in zip(names, results, strict=True)}
     return shapes | {name: feed.shape for name, feed in feeds.items()}
@@ -169,7 +167,9 @@ def outputs(model: onnx.ModelProto, batches: Iterable[Feeds]) -> list[list[Array
     return [run(active, feeds) for feeds in batches]
 
 
-def latency(models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 4.0) -> tuple[list[float], int]:
+def latency(
+    models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 4.0
+) -> tuple[list[float], int]:
     """Median run time of each model in milliseconds, measured in turn, and the number of runs each.
 
     Args:

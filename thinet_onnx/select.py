@@ -85,7 +85,7 @@ def apply_order(m: Floats, order: Order) -> Doubles:
 
 
 def elimination(
-    h: Floats, p: Floats, keys: Order, units: int, ridge: float, order: Order | None = None
+    h: Floats, p: Doubles, keys: Order, units: int, ridge: float, order: Order | None = None
 ) -> tuple[Order, Doubles]:
     """Backward elimination with refit: removal order and the error that a full refit leaves at every width.
 
@@ -106,7 +106,7 @@ def elimination(
     """
     columns = h.shape[0]
     v = np.linalg.inv(np.asarray(h, np.float64) + (ridge * float(np.trace(h)) / columns + 1e-12) * np.eye(columns))
-    b = p @ v
+    b: Doubles = p @ v
     members = [np.flatnonzero(keys == unit) for unit in range(units)]
     alive = list(range(units)) if order is None else order.tolist()
     picks: list[int] = []
@@ -120,7 +120,9 @@ def elimination(
             chosen = alive[:step]
         index = np.concatenate([members[unit] for unit in chosen])
         factor = np.linalg.solve(v[np.ix_(index, index)], v[index])
-        lost = max(float(np.einsum("dn,nd->", b[:, index], np.linalg.solve(v[np.ix_(index, index)], b[:, index].T))), 0.0)
+        lost = max(
+            float(np.einsum("dn,nd->", b[:, index], np.linalg.solve(v[np.ix_(index, index)], b[:, index].T))), 0.0
+        )
         base = costs[-1] if costs else 0.0
         costs += [base + lost * (place + 1) / len(chosen) for place in range(len(chosen))]
         picks += chosen

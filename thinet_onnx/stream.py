@@ -131,14 +131,16 @@ class Stream:
                     proto.input[operand] = name
                     initializers.append(numpy_helper.from_array(value, name))
             protos.append(proto)
-        feeds = self._cache[0]
-        inner = helper.make_graph(
-            protos, "segment",
-            [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(feeds[n].dtype), [None] * feeds[n].ndim) for n in inputs],
-            [onnx.ValueInfoProto(name=name) for name in wanted],
-            initializers,
-        )  # fmt: skip
-        return helper.make_model(inner, opset_imports=graph.model.opset_import, ir_version=max(graph.model.ir_version, 4))
+        declared = [self._declare(name) for name in inputs]
+        outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
+        inner = helper.make_graph(protos, "segment", declared, outputs, initializers)
+        version = max(graph.model.ir_version, 4)
+        return helper.make_model(inner, opset_imports=graph.model.opset_import, ir_version=version)
+
+    def _declare(self, name: str) -> onnx.ValueInfoProto:
+        """A cached tensor as an input of open shape."""
+        value = self._cache[0][name]
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
 
     def _keep(self, value: Array, name: str) -> Array:
         self._bytes += value.nbytes

@@ -34,7 +34,9 @@ def group_rows(analysis: Analysis, plan: PrunePlan, rebuilt: Sequence[Rebuilt]) 
     left = {use.node.key: entry.error for entry in rebuilt for use in entry.consumer.uses}
     rows = []
     for index, cut in enumerate(plan.groups):
-        errors = [left[layer.node.key] for layer in analysis.groups[index].consumers if left.get(layer.node.key) is not None]
+        errors = [
+            left[layer.node.key] for layer in analysis.groups[index].consumers if left.get(layer.node.key) is not None
+        ]
         error = max((e for e in errors if e is not None), default=None) if cut.after < cut.before else None
         rows.append(_row(analysis, index, cut.after, error))
     return tuple(rows)
@@ -46,7 +48,9 @@ def not_pruned(analysis: Analysis, options: PruneOptions | None) -> tuple[NotPru
     if options is not None:
         for index, group in enumerate(analysis.groups):
             if (reason := why_not(analysis, index, options)) is not None:
-                rows += [NotPruned(layer.node.title, _channels(analysis, group, index), reason) for layer in group.producers]
+                rows += [
+                    NotPruned(layer.node.title, _channels(analysis, group, index), reason) for layer in group.producers
+                ]
     return tuple(rows)
 
 
@@ -91,7 +95,11 @@ def left_alone(rebuilt: Sequence[Rebuilt]) -> list[str]:
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon")
-    return {"thinet-onnx": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {
+        "thinet-onnx": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
 
 
 def inspection(name: str, analysis: Analysis, options: PruneOptions, warnings: Sequence[str]) -> Inspection:

@@ -102,7 +102,9 @@ def _edit(node: gs.Node, edit: IntEdit) -> tuple[list[str], list[gs.Node]]:
         constant = gs.Constant(f"{name}_sizes", np.array(values, dtype))
         result = gs.Variable(name, dtype)
         node.inputs[edit.operand] = result
-        return [chosen.name, constant.name], [gs.Node("Where", name, inputs=[chosen, constant, operand], outputs=[result])]
+        return [chosen.name, constant.name], [
+            gs.Node("Where", name, inputs=[chosen, constant, operand], outputs=[result])
+        ]
     if known is not None:
         flat = np.ravel(known)
         values = [int(flat[index]) if value is None else value for index, value in enumerate(edit.values)]

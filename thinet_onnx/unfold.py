@@ -116,7 +116,7 @@ def weight_matrix(weight: Floats, in_axis: int, groups: int, window: Window) -> 
     matrix = weight.astype(np.float32)
     if in_axis == 0 and window.transposed:
         matrix = matrix.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).swapaxes(1, 2)
-        matrix = matrix[(..., *(slice(None, None, -1),) * len(window.kernel))]
+        matrix = np.flip(matrix, tuple(range(-len(window.kernel), 0)))
         return np.ascontiguousarray(matrix).reshape(groups, weight.shape[1], -1)
     if in_axis == 0:
         matrix = matrix.swapaxes(0, 1)
@@ -127,7 +127,7 @@ def weight_operand(matrix: Floats, like: Floats, in_axis: int, groups: int, wind
     """Inverse of `weight_matrix`: the operand with the shape and dtype of `like`."""
     if in_axis == 0 and window.transposed:
         per_group = matrix.reshape(groups, like.shape[1], like.shape[0] // groups, *like.shape[2:])
-        per_group = per_group[(..., *(slice(None, None, -1),) * len(window.kernel))].swapaxes(1, 2)
+        per_group = np.flip(per_group, tuple(range(-len(window.kernel), 0))).swapaxes(1, 2)
         return np.ascontiguousarray(per_group.reshape(like.shape), like.dtype)
     if in_axis == 0:
         return np.ascontiguousarray(matrix.reshape(like.shape[1], like.shape[0]).swapaxes(0, 1), like.dtype)

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from thinet_onnx import runtime
 from thinet_onnx.graph import Graph
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import Accuracy, Fidelity
+from thinet_onnx.result import Fidelity
 
 Array = np.ndarray[Any, Any]
 Outputs = list[list[Array]]
@@ -29,8 +29,9 @@ def masked(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
     result.CopyFrom(model)
     holders = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
-        if node.op_type == "Constant":
-            holders |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                holders[node.output[0]] = attribute.t
     made = {c.weight: Graph(model).fold(c.weight) for c in plan.consumers if c.weight not in holders}
     for consumer in plan.consumers:
         tensor = holders.get(consumer.weight)
@@ -82,7 +83,9 @@ def _largest(values: Array) -> float:
     return float(np.abs(finite).max()) if finite.size else 0.0
 
 
-def oracle(model: onnx.ModelProto, pruned: onnx.ModelProto, plan: PrunePlan, batches: Sequence[dict[str, Array]]) -> float:
+def oracle(
+    model: onnx.ModelProto, pruned: onnx.ModelProto, plan: PrunePlan, batches: Sequence[dict[str, Array]]
+) -> float:
     """The oracle's relative difference for a file that was cut and not refitted."""
     expected = runtime.outputs(masked(model, plan), batches)
     return difference(expected, runtime.outputs(pruned, batches), runtime.outputs(model, batches))
@@ -90,7 +93,12 @@ def oracle(model: onnx.ModelProto, pruned: onnx.ModelProto, plan: PrunePlan, bat
 
 def is_classifier(output: Array) -> bool:
     """Whether one output looks like scores of classes: (batch, classes), or that with size-1 axes after it."""
-    return output.dtype.kind == "f" and output.ndim >= 2 and output.shape[1] >= 2 and output.size == np.prod(output.shape[:2])
+    return (
+        output.dtype.kind == "f"
+        and output.ndim >= 2
+        and output.shape[1] >= 2
+        and output.size == np.prod(output.shape[:2])
+    )
 
 
 def fidelity(names: Sequence[str], before: Outputs, after: Outputs) -> tuple[Fidelity, ...]:
@@ -101,16 +109,20 @@ def fidelity(names: Sequence[str], before: Outputs, after: Outputs) -> tuple[Fid
         new = [batch[index] for batch in after]
         if not old or old[0].dtype.kind != "f" or any(o.shape != n.shape for o, n in zip(old, new, strict=True)):
             continue
-        flat = [(o.reshape(len(o) if o.ndim else 1, -1), n.reshape(len(n) if n.ndim else 1, -1)) for o, n in zip(old, new, strict=True)]
-        a = np.concatenate([o for o, _ in flat]) if len({o.shape[1] for o, _ in flat}) == 1 else np.concatenate([o.ravel() for o, _ in flat])[None]
-        b = np.concatenate([n for _, n in flat]) if len({o.shape[1] for o, _ in flat}) == 1 else np.concatenate([n.ravel() for _, n in flat])[None]
-        a, b = a.astype(np.float64), b.astype(np.float64)
+        if any(len({array[0].size if array.ndim else 1 for array in arrays}) > 1 for arrays in (old, new)):
+            old, new = ([np.concatenate([array.ravel() for array in arrays])[None]] for arrays in (old, new))
+        a, b = (np.concatenate([_rows(array) for array in arrays]) for arrays in (old, new))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = float(((a * b).sum(1) / np.maximum(norms, 1e-30)).mean())
-        error = float(np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-30))
+        error = float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-30)
         top1 = float((a.argmax(1) == b.argmax(1)).mean()) if is_classifier(old[0]) else None
         rows.append(Fidelity(name, cosine, error, top1, len(a)))
     return tuple(rows)
+
+
+def _rows(output: Array) -> Array:
+    """One row of float64 for each sample."""
+    return output.reshape(len(output) if output.ndim else 1, -1).astype(np.float64)
 
 
 def distance(before: Outputs, after: Outputs) -> float:
@@ -131,7 +143,9 @@ def distance(before: Outputs, after: Outputs) -> float:
 def _relative(old: list[Array], new: list[Array]) -> float:
     a = np.concatenate([o.ravel() for o in old]).astype(np.float64)
     b = np.concatenate([n.ravel() for n in new]).astype(np.float64)
-    return float(np.square(b - a).sum() / max(np.square(a - a.mean()).sum(), 1e-30)) if a.shape == b.shape else float("inf")
+    if a.shape != b.shape:
+        return np.inf
+    return float(np.square(b - a).sum()) / max(float(np.square(a - a.mean()).sum()), 1e-30)
 
 
 def _divergence(old: list[Array], new: list[Array]) -> float:
@@ -146,7 +160,7 @@ def _divergence(old: list[Array], new: list[Array]) -> float:
 
 def _log_sum_exp(x: Array) -> Array:
     top = x.max(1, keepdims=True)
-    return top + np.log(np.exp(x - top).sum(1, keepdims=True))
+    return np.asarray(top + np.log(np.exp(x - top).sum(1, keepdims=True)))
 
 
 def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:
@@ -157,5 +171,3 @@ def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels
         return None
     picks = np.concatenate([batch[place].reshape(len(batch[place]), -1).argmax(1) for batch in scores])
     return float((picks == labels[: len(picks)]).mean())
-
-

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, on the 0..1 scale
 CALIBRATION_IMAGES, TEST_IMAGES = 512, 2000
@@ -41,7 +41,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -131,7 +133,9 @@ def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> None:
             optimiser.step()
             schedule.step()
             total += loss.item() * len(rows)
-        print(f"  epoch {epoch + 1}/{epochs}: loss {total / len(x):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"  epoch {epoch + 1}/{epochs}: loss {total / len(x):.4f}, {time.perf_counter() - start:.0f} s", flush=True
+        )
 
 
 def export(model: nn.Module, path: Path, *, dynamo: bool) -> None:
@@ -142,7 +146,14 @@ def export(model: nn.Module, path: Path, *, dynamo: bool) -> None:
     if dynamo:
         batch = torch.export.Dim("batch", min=1)
         torch.onnx.export(
-            model, (example,), path, dynamo=True, opset_version=18, external_data=False, dynamic_shapes=({0: batch},), **names
+            model,
+            (example,),
+            path,
+            dynamo=True,
+            opset_version=18,
+            external_data=False,
+            dynamic_shapes=({0: batch},),
+            **names,
         )
     else:
         torch.onnx.export(
@@ -157,8 +168,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "models")
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
-    images, labels = read_idx(args.data / "train-images-idx3-ubyte.gz"), read_idx(args.data / "train-labels-idx1-ubyte.gz")
-    held, held_labels = read_idx(args.data / "t10k-images-idx3-ubyte.gz"), read_idx(args.data / "t10k-labels-idx1-ubyte.gz")
+    images, labels = (
+        read_idx(args.data / "train-images-idx3-ubyte.gz"),
+        read_idx(args.data / "train-labels-idx1-ubyte.gz"),
+    )
+    held, held_labels = (
+        read_idx(args.data / "t10k-images-idx3-ubyte.gz"),
+        read_idx(args.data / "t10k-labels-idx1-ubyte.gz"),
+    )
     rows = np.random.default_rng(0).choice(len(images), CALIBRATION_IMAGES, replace=False)
     for name, x, y in (
         ("fashion_calibration.npz", images[rows], labels[rows]),

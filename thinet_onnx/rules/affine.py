@@ -25,7 +25,7 @@ class Path:
     other: str | None
 
 
-def _one(graph: Graph, node: Node, name: str) -> NDArray[Any]:
+def _one(_graph: Graph, _node: Node, _name: str) -> NDArray[Any]:
     return np.ones(1)
 
 
@@ -33,7 +33,8 @@ def _batch_norm(graph: Graph, node: Node, name: str) -> NDArray[Any] | None:
     gamma, variance = graph.fold(node.inputs[1]), graph.fold(node.inputs[4])
     if name != node.inputs[0] or gamma is None or variance is None:
         return None
-    return np.asarray(gamma, np.float64) / np.sqrt(np.asarray(variance, np.float64) + node.attrs.get("epsilon", 1e-5))
+    spread = np.sqrt(np.asarray(variance, np.float64) + float(node.attrs.get("epsilon", 1e-5)))
+    return np.asarray(np.asarray(gamma, np.float64) / spread)
 
 
 def _factor(graph: Graph, node: Node, name: str) -> NDArray[Any] | None:

@@ -163,7 +163,13 @@ class Context:
             self.freeze_axes(self.axes(name), phrase)
 
     def size(
-        self, node: Node, operand: int | None, attribute: str | None, elements: dict[int, Ids], length: int, sign: int = 1
+        self,
+        node: Node,
+        operand: int | None,
+        attribute: str | None,
+        elements: dict[int, Ids],
+        length: int,
+        sign: int = 1,
     ) -> None:
         """Note that elements of an integer operand (or attribute) name the number of kept labels."""
         if elements:

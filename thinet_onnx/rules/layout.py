@@ -137,7 +137,7 @@ def slice_(ctx: Context, node: Node) -> None:
             axes[axis] = taken
     ctx.emit(node.key, axes)
     for operand, (name, elements) in enumerate((("starts", begins), ("ends", stops)), start=1):
-        ctx.size(node, *((None, name) if attribute else (operand, None)), elements, len(places))
+        ctx.size(node, None if attribute else operand, name if attribute else None, elements, len(places))
 
 
 @rule("Gather")

@@ -71,12 +71,11 @@ def convolution(ctx: Context, node: Node) -> None:
         own = _depthwise(ctx, node, axes.get(1), weights, transposed, outputs // groups)
         out = None
     else:
-        wide = lambda v, grouped: v if v is None or not grouped else np.tile(v, groups)  # noqa: E731
         for vector in (axes.get(1), weights.get(0)):
             unite_groups(ctx, vector, groups)
         phrase = f"comes from a graph input or another fixed axis of {x!r}"
-        own = consume(ctx, axes, 1, wide(weights.get(in_axis), not transposed), phrase)
-        out = produce(ctx, wide(weights.get(out_axis), transposed), node.operand(2))
+        own = consume(ctx, axes, 1, _tile(weights.get(in_axis), 1 if transposed else groups), phrase)
+        out = produce(ctx, _tile(weights.get(out_axis), groups if transposed else 1), node.operand(2))
         unite_groups(ctx, out, groups)
     passed = out if not depthwise else _repeat(own, outputs // groups)
     if depthwise and passed is not None:
@@ -118,6 +117,10 @@ def convolution_window(node: Node, x: Sequence[int], weight: Sequence[int], y: S
     elif auto == "VALID":
         pads = ((0, 0),) * rank
     return Window(kernel, strides, dilations, pads, transposed, extra)
+
+
+def _tile(vector: Ids | None, times: int) -> Ids | None:
+    return None if vector is None else np.tile(vector, times)
 
 
 def _repeat(vector: Ids | None, times: int) -> Ids | None:
@@ -177,7 +180,9 @@ def matmul(ctx: Context, node: Node) -> None:
     """By a constant on either side a linear layer; of two activations, the contracted channels stay."""
     a, b = node.inputs[:2]
     ranks = [len(ctx.shape(name) or ()) for name in (a, b)]
-    if min(ranks) < 1 or node.op.startswith("Fused") and any(node.attrs.get(k) for k in ("transA", "transB", "transBatchA")):
+    if min(ranks) < 1 or (
+        node.op.startswith("Fused") and any(node.attrs.get(k) for k in ("transA", "transB", "transBatchA"))
+    ):
         ctx.freeze_node(node, f"is multiplied in {node.title}")
     elif b in ctx.graph.derived and ranks[1] == 2 and a not in ctx.graph.derived:
         _matrix(ctx, node, ranks[0] - 1, None, 0, 1, None)
@@ -204,7 +209,7 @@ def _matrix(
     out = produce(ctx, weights.get(out_axis), node.operand(bias) if bias is not None else "")
     passed = {a: v for a, v in axes.items() if a != x_axis}
     if row_axis is not None:
-        passed = {0: v for v in passed.values()}
+        passed = dict(zip((0,), passed.values(), strict=False))
     ctx.emit(node.key, passed | ({y_axis: out} if out is not None else {}))
     channels, outputs = w_shape[in_axis], w_shape[out_axis]
     ctx.linears.append(

@@ -31,7 +31,11 @@ def pool(ctx: Context, node: Node) -> None:
 def resize(ctx: Context, node: Node) -> None:
     """Axes that keep their size pass; those that are resampled are mixed."""
     before, after = ctx.shape(node.inputs[0]), ctx.shape(node.key)
-    same = [] if before is None or after is None else [a for a, (m, n) in enumerate(zip(before, after, strict=True)) if m == n]
+    same = (
+        []
+        if before is None or after is None
+        else [a for a, (m, n) in enumerate(zip(before, after, strict=True)) if m == n]
+    )
     axes = ctx.freeze_axes(ctx.axes(node.inputs[0]), f"is resampled in {node.title}", keep=same)
     ctx.emit(node.key, axes)
     if node.operand(3):
@@ -122,9 +126,7 @@ def layer_norm(ctx: Context, node: Node) -> None:
         first = len(shape) - 1
     for name in node.inputs[1:]:
         ctx.freeze_axes(ctx.axes(name), f"is normalised over channels in {node.title}")
-    axes = ctx.freeze_axes(
-        ctx.axes(node.inputs[0]), f"is normalised over channels in {node.title}", keep=range(first)
-    )
+    axes = ctx.freeze_axes(ctx.axes(node.inputs[0]), f"is normalised over channels in {node.title}", keep=range(first))
     ctx.emit(node.key, axes)
 
 
@@ -160,5 +162,3 @@ def control_flow(ctx: Context, node: Node) -> None:
     """What a body uses from outside stays."""
     ctx.freeze_node(node, f"is used inside the {node.op} node {node.title}")
     pass_along(ctx, node, {})
-
-

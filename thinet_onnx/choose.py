@@ -172,7 +172,7 @@ class Chooser:
             stays[self.offsets[group] + units] = True
         columns = stays[consumer.keys]  # key −1 reads the last entry, which stays
         way = self.options.reconstruction
-        if way == "none" or columns.all():
+        if way == "none" or (columns.all() and way != "full"):
             matrix = (consumer.matrix * columns).astype(np.float64)
             return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         if way == "scale" or not view.parts:

@@ -161,9 +161,9 @@ def _same(first: Array, second: Array, joined: Array) -> bool:
     return np.allclose(expected, joined, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max() or 1))
 
 
-def outputs(model: onnx.ModelProto, batches: Iterable[Feeds]) -> list[list[Array]]:
+def outputs(model: onnx.ModelProto, batches: Iterable[Feeds], *, optimise: bool = True) -> list[list[Array]]:
     """The graph's outputs for each batch, in graph order."""
-    active = session(runnable(model))
+    active = session(runnable(model), optimise=optimise)
     return [run(active, feeds) for feeds in batches]
 
 

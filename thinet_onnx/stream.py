@@ -6,6 +6,7 @@ stops: a segment is built when the stream gets there. Two streams, of the origin
 advance side by side.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class Stream:
         self._stops = [list(dict.fromkeys(names)) for names in stops]
         self._segments, self._exports = self._partition()
         self._cache: list[dict[str, Array]] = [dict(feeds) for feeds in batches]
+        self._given = {name for feeds in batches for name in feeds}  # the caller's arrays: not this stream's memory
         self._replaced: dict[tuple[int, int], Array] = {}
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         self._bytes = 0
@@ -61,8 +63,7 @@ class Stream:
                 fresh = dict(zip(wanted, results, strict=True))
             yield {name: fresh[name] if name in fresh else cache[name] for name in self._stops[stop]}
             for name in [name for name in cache if name not in later]:
-                self._bytes -= 0 if isinstance(cache[name], np.memmap) else cache[name].nbytes
-                del cache[name]
+                self._drop(name, cache.pop(name))
             for name in exports:
                 if name in later:
                     cache[name] = self._keep(fresh[name], f"{stop}-{index}-{len(cache)}")
@@ -141,6 +142,15 @@ class Stream:
         """A cached tensor as an input of open shape."""
         value = self._cache[0][name]
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+
+    def _drop(self, name: str, value: Array) -> None:
+        if name in self._given:
+            return
+        if isinstance(value, np.memmap):
+            with contextlib.suppress(OSError):  # Windows keeps a mapped file; `close` gets rid of it
+                Path(str(value.filename)).unlink()
+        else:
+            self._bytes -= value.nbytes
 
     def _keep(self, value: Array, name: str) -> Array:
         self._bytes += value.nbytes

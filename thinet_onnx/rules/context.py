@@ -119,6 +119,8 @@ class Context:
 
     def emit(self, name: str, axes: Axes) -> None:
         """Give an output its labels. A label that would take the whole tensor with it is frozen."""
+        if not name:  # an optional output that is absent
+            return
         shape = self.shape(name)
         for axis, vector in list(axes.items()):
             if shape is None or axis >= len(shape) or shape[axis] != len(vector):
@@ -127,8 +129,7 @@ class Context:
             elif len(vector) == 1 or (self.labels.find(vector) == self.labels.find(vector[:1])).all():
                 self.freeze(vector, "is the only channel of a tensor")
                 del axes[axis]
-        if name:
-            self.tensors[name] = axes
+        self.tensors[name] = axes
 
     def emit_spread(self, name: str, layers: Iterable[Ids]) -> None:
         """Give an output its labels, element by element; what a rectangle can't hold is united or frozen."""

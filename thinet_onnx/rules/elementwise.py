@@ -10,7 +10,7 @@ from thinet_onnx.rules.context import Context, rule
     "Celu", "Clip", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
     "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
     "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
-    "com.microsoft::Gelu", "com.microsoft::FastGelu", "com.microsoft::QuickGelu",
+    "com.microsoft::Gelu", "com.microsoft::QuickGelu",
 )  # fmt: skip
 def unary(ctx: Context, node: Node) -> None:
     """One operand (further ones are scalars): the labels go through, to a mask output as well."""
@@ -21,6 +21,7 @@ def unary(ctx: Context, node: Node) -> None:
 @rule(
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+    "com.microsoft::FastGelu",
 )  # fmt: skip
 def broadcast(ctx: Context, node: Node) -> None:
     """Any number of operands under multidirectional broadcasting."""
@@ -88,4 +89,6 @@ def quantize(ctx: Context, node: Node) -> None:
             ctx.labels.unite(x[axis], own)
         elif own is not None:
             ctx.freeze(own, "is the scale of an axis that stays")
+        elif axis in x and max(ctx.shape(name) or (1,)) > 1:
+            ctx.freeze(x[axis], f"has {name!r} as its scale or zero point, which can't be cut")
     ctx.emit(node.key, x)

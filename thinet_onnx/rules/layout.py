@@ -31,6 +31,9 @@ def execute(ctx: Context, node: Node, run: Callable[[Ids], Ids]) -> None:
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(ctx: Context, node: Node) -> None:
     """Same elements, other axes; the target shape follows the cut."""
+    if node.op == "Squeeze" and not node.operand(1) and "axes" not in node.attrs:
+        for vector in ctx.axes(node.inputs[0]).values():
+            ctx.freeze(vector[:2], f"keeps {node.title} from taking the axis for one of size 1")
     execute(ctx, node, lambda layer: layer.reshape(ctx.shapes[node.key]))
     if node.op == "Reshape":
         kept_sizes(ctx, node, *((1, None) if len(node.inputs) > 1 else (None, "shape")))
@@ -146,6 +149,7 @@ def gather(ctx: Context, node: Node) -> None:
     axes, rank = ctx.axes(node.inputs[0]), len(ctx.shape(node.inputs[0]) or ())
     axis = ctx.attribute(node, "axis", 0) % max(rank, 1)
     indices = ctx.value(node.inputs[1])
+    ctx.freeze_axes(ctx.axes(node.inputs[1]), f"is an index in {node.title}")
     extra = len(ctx.shape(node.inputs[1]) or ()) - 1
     vector = axes.pop(axis, None)
     moved = {a + (extra if a > axis else 0): v for a, v in axes.items()}
@@ -172,7 +176,9 @@ def expand(ctx: Context, node: Node) -> None:
         if size > 1 and before == 1:
             axes[axis] = ctx.labels.new(size)
     ctx.emit(node.key, axes)
-    kept_sizes(ctx, node, 1, None)
+    length = (ctx.shape(node.inputs[1]) or (len(shape),))[0]  # the target may lack leading axes
+    places = {axis - len(shape) + length: vector for axis, vector in ctx.axes(node.key).items()}
+    ctx.size(node, 1, None, {place: vector for place, vector in places.items() if place >= 0}, length)
 
 
 @rule("ConstantOfShape")

@@ -208,7 +208,8 @@ def _matrix(
     own = consume(ctx, axes, x_axis, weights.get(in_axis), phrase)
     out = produce(ctx, weights.get(out_axis), node.operand(bias) if bias is not None else "")
     passed = {a: v for a, v in axes.items() if a != x_axis}
-    if row_axis is not None:
+    if row_axis is not None and bias is not None:
+        _tie_rows(ctx, node.operand(bias), axes.get(row_axis))
         passed = dict(zip((0,), passed.values(), strict=False))
     ctx.emit(node.key, passed | ({y_axis: out} if out is not None else {}))
     channels, outputs = w_shape[in_axis], w_shape[out_axis]
@@ -219,6 +220,20 @@ def _matrix(
             float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0)),
         )
     )  # fmt: skip
+
+
+def _tie_rows(ctx: Context, bias: str, rows: Ids | None) -> None:
+    """A bias with a row for each row of the product goes along with them."""
+    shape = ctx.shape(bias) or ()
+    if len(shape) != 2 or shape[0] == 1:
+        return
+    other = ctx.axes(bias).get(0)
+    if rows is not None and other is not None:
+        ctx.labels.unite(rows, other)
+        return
+    for vector in (rows, other):
+        if vector is not None:
+            ctx.freeze(vector, "is added to rows that stay")
 
 
 def _product(ctx: Context, node: Node, ranks: list[int]) -> None:
@@ -233,8 +248,8 @@ def _product(ctx: Context, node: Node, ranks: list[int]) -> None:
         for axis in [axis for axis in axes if axis not in ((rows,) if axes is a else (columns,))]:
             ctx.freeze(axes.pop(axis), f"is a batch axis of {node.title}")
     result = {}
-    if rows in a and rank >= 2:
-        result[rank - 2] = a[rows]
+    if rows in a:
+        result[rank - (2 if ranks[1] > 1 else 1)] = a[rows]
     if columns in b:
         result[rank - 1] = b[columns]
     ctx.emit(node.key, result)

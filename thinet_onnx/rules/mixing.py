@@ -19,12 +19,13 @@ def pass_along(ctx: Context, node: Node, axes: Axes) -> None:
 
 @rule(
     "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool",
-    "com.microsoft.nchwc::MaxPool", "com.microsoft.nchwc::AveragePool",
 )  # fmt: skip
 def pool(ctx: Context, node: Node) -> None:
     """Batch and channels pass, space is mixed."""
     axes = ctx.freeze_axes(ctx.axes(node.inputs[0]), f"is pooled over in {node.title}", keep=(0, 1))
-    pass_along(ctx, node, axes)
+    if len(node.outputs) > 1 and (node.outputs[1] in ctx.graph.consumers or node.outputs[1] in ctx.graph.outputs):
+        axes = ctx.freeze_axes(axes, f"is counted in the places that {node.title} returns")
+    ctx.emit(node.key, axes)
 
 
 @rule("Resize", "Upsample")
@@ -83,7 +84,10 @@ def along_one_axis(ctx: Context, node: Node) -> None:
     """One axis is mixed (the last by default)."""
     rank = len(ctx.shape(node.inputs[0]) or ())
     given = ctx.value(node.inputs[1]) if node.op == "CumSum" else ctx.attribute(node, "axis", -1)
-    axis = int(np.ravel(-1 if given is None else given)[0]) % max(rank, 1)
+    if given is None:
+        ctx.freeze_node(node, f"is mixed in {node.title} along an axis that is not known before the run")
+        return
+    axis = int(np.ravel(given)[0]) % max(rank, 1)
     axes = ctx.axes(node.inputs[0])
     pass_along(ctx, node, ctx.freeze_axes(axes, f"is mixed in {node.title}", keep=set(range(rank)) - {axis}))
 
@@ -91,8 +95,8 @@ def along_one_axis(ctx: Context, node: Node) -> None:
 @rule("LRN", "MeanVarianceNormalization")
 def across_channels(ctx: Context, node: Node) -> None:
     """Neighbouring channels, or all but the named axes, are mixed."""
-    mixed = {1} if node.op == "LRN" else set(node.attrs.get("axes", (0, 2, 3)))
     rank = len(ctx.shape(node.inputs[0]) or ())
+    mixed = {axis % max(rank, 1) for axis in ((1,) if node.op == "LRN" else node.attrs.get("axes", (0, 2, 3)))}
     axes = ctx.freeze_axes(
         ctx.axes(node.inputs[0]), f"is normalised together with other channels in {node.title}",
         keep=set(range(rank)) - mixed,
@@ -108,12 +112,12 @@ def per_channel_norm(ctx: Context, node: Node) -> None:
     axes = ctx.freeze_axes(axes, f"is normalised over in {node.title}", keep=keep)
     for name in node.inputs[1:]:
         own = ctx.axes(name).get(0)
-        if own is None:
-            continue
-        if 1 in axes:
+        if own is not None and 1 in axes:
             ctx.labels.unite(axes[1], own)
-        else:
+        elif own is not None:
             ctx.freeze(own, "normalises channels that stay")
+        elif 1 in axes:
+            ctx.freeze(axes[1], f"has {name!r} as its scale, shift or statistics, which can't be cut")
     pass_along(ctx, node, axes)
 
 
@@ -124,10 +128,12 @@ def layer_norm(ctx: Context, node: Node) -> None:
     first = 1 if node.op == "GroupNormalization" else ctx.attribute(node, "axis", -1) % max(len(shape), 1)
     if node.op == "com.microsoft::SkipLayerNormalization":
         first = len(shape) - 1
+    axes = ctx.freeze_axes(ctx.axes(node.inputs[0]), f"is normalised over channels in {node.title}", keep=range(first))
     for name in node.inputs[1:]:
         ctx.freeze_axes(ctx.axes(name), f"is normalised over channels in {node.title}")
-    axes = ctx.freeze_axes(ctx.axes(node.inputs[0]), f"is normalised over channels in {node.title}", keep=range(first))
-    ctx.emit(node.key, axes)
+        if max((ctx.shape(name) or ())[: first - len(shape)], default=1) > 1:  # an operand as wide as x itself
+            axes = ctx.freeze_axes(axes, f"meets the scale, shift or sum {name!r} in {node.title}")
+    pass_along(ctx, node, axes)
 
 
 @rule("Shape", "Size")

@@ -72,33 +72,33 @@ def allocate(
         )
     kept = list(sizes)
     current = cost.total(kept)
+    steps = [_best_step(group, kept, choices[group], curves[group], cost) for group in range(len(sizes))]
     while current > limit:
-        group, width = _best_step(kept, choices, curves, cost)
+        group = min(range(len(steps)), key=lambda g: steps[g][0])
+        rate, width = steps[group]
+        if np.isinf(rate):
+            raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
         current -= cost.saving(kept, group, width)
         kept[group] = width
+        for changed in {group, *cost.neighbours(group)}:
+            steps[changed] = _best_step(changed, kept, choices[changed], curves[changed], cost)
     give_back(kept, sizes, choices, curves, cost, limit)
     return kept
 
 
-def _best_step(
-    kept: list[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost
-) -> tuple[int, int]:
-    """The step down with the least added error per saved cost."""
-    best, least = (-1, -1), np.inf
-    for group, options in enumerate(choices):
-        now = kept[group]
-        size = options[-1]
-        for width in options:
-            if width >= now:
-                break
-            saved = cost.saving(kept, group, width)
-            added = curves[group].error[size - width] - curves[group].error[size - now]
-            rate = max(float(added), 0.0) / saved if saved > 0 else np.inf
-            if rate < least or (rate == least and width > best[1]):
-                best, least = (group, width), rate
-    if best[0] < 0:
-        raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
-    return best
+def _best_step(group: int, kept: list[int], options: Sequence[int], curve: Curve, cost: Cost) -> tuple[float, int]:
+    """The least added error per saved cost of one group's steps down, and the width it leads to."""
+    now, size = kept[group], options[-1]
+    best, width = np.inf, now
+    for option in options:
+        if option >= now:
+            break
+        saved = cost.saving(kept, group, option)
+        added = float(curve.error[size - option] - curve.error[size - now])
+        rate = max(added, 0.0) / saved if saved > 0 else np.inf
+        if rate <= best and not np.isinf(rate):
+            best, width = rate, option
+    return best, width
 
 
 def give_back(

@@ -24,15 +24,23 @@ from thinet_onnx.unfold import weight_matrix
 Array = np.ndarray[Any, Any]
 Doubles = NDArray[np.float64]
 
-RIDGE = 1e-3  # λ as a share of the mean diagonal of H
+RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
+_MANY_COLUMNS = 2304  # from here on a refit is dear, and fewer widths are checked
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on the batches kept apart; infinite: the old weights
 
 
 @dataclass
 class View:
-    """One consumer's statistics for each convolution group, the paper's sampled rows, and the share of zeros of its units."""
+    """One consumer's statistics for each convolution group, the paper's sampled rows, and the share of zeros of its units.
+
+    `fit` and `check` are `parts` divided by batches, to see how a fit fares on images it hasn't seen; empty where there
+    are too few batches.
+    """
 
     consumer: Consumer
     parts: list[Statistics]
+    fit: list[Statistics]
+    check: list[Statistics]
     sampled: tuple[Array, Array] | None
     units: Ids
     zeros: Doubles
@@ -41,10 +49,16 @@ class View:
     def of(cls, watcher: Watcher, *, centred: bool) -> "View":
         """What a watcher has gathered, summed up."""
         units, zeros = watcher.zero_share()
+        divided = all(half.count for halves in watcher.moments for half in halves)
+        fit, check = (
+            [halves[place].statistics(centred=centred) for halves in watcher.moments if divided] for place in (0, 1)
+        )
+        for most, rest in watcher.moments:
+            most.merge(rest)
+        parts = [most.statistics(centred=centred) for most, _ in watcher.moments]
         return cls(
-            watcher.consumer, [moments.statistics(centred=centred) for moments in watcher.moments],
-            watcher.sampled() if watcher.has_samples else None, units, zeros,
-        )  # fmt: skip
+            watcher.consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros
+        )
 
     @property
     def energy(self) -> float:
@@ -128,7 +142,11 @@ class Chooser:
         return total
 
     def curve(self, group: int, views: Mapping[Consumer, View]) -> tuple[Ids, Doubles]:
-        """An order of removal and the relative error at every width (size + 1 values, from 0), consumers summed up."""
+        """An order of removal and the relative error at every width (size + 1 values, from 0), consumers summed up.
+
+        With a full refit the error is that on the batches kept apart: measured at some widths, and in between drawn
+        after the shape that elimination gives.
+        """
         size = self.analysis.groups[group].size
         own = [views[consumer] for consumer in self.readers[group] if consumer in views]
         order = self.order(group, views)
@@ -143,7 +161,22 @@ class Chooser:
                 found, costs = select.elimination(part.h, p, keys, size, RIDGE, None if single else order)
                 order = found if single else order
                 error += costs / view.energy
+        if self.options.reconstruction == "full" and all(view.check for view in own):
+            error *= self._honesty(group, own, order, error)
         return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
+
+    def _honesty(self, group: int, views: list[View], order: Ids, error: Doubles) -> Doubles:
+        """By how much the error at each width is larger on images that weren't fitted."""
+        size = len(order)
+        wide = max(view.consumer.columns for view in views) > _MANY_COLUMNS
+        steps = (2, 4, 6) if wide else range(1, 8)
+        gone = sorted({min(max(size * step // 8, 1), size) for step in steps})
+        ratios = []
+        for count in gone:
+            kept = {group: np.sort(order[count:])}
+            held = sum(self._ridge(view, self._columns(view, kept))[1] / view.energy for view in views)
+            ratios.append(held / max(float(error[count - 1]), 1e-12))
+        return np.interp(np.arange(1, size + 1), gone, ratios)
 
     def _weight_sum(self, group: Group) -> Doubles:
         """Sum of absolute weights of the filters that make each unit."""
@@ -160,32 +193,55 @@ class Chooser:
                     scores[unit_of[root]] += sums[channel]
         return scores
 
-    def rebuild(self, view: View, kept: Mapping[int, Ids]) -> "Rebuilt":
+    def rebuild(self, view: View, kept: Mapping[int, Ids], *, only_fit: bool = False) -> "Rebuilt":
         """New weights of a consumer once the groups in `kept` (index → units that stay) are cut.
 
-        Groups that are not in `kept` stay whole. Columns that go are zero.
+        Groups that are not in `kept` stay whole. Columns that go are zero. `only_fit` leaves out the batches kept apart.
         """
-        consumer = view.consumer
-        stays = np.ones(int(self.offsets[-1]) + 1, bool)
-        for group, units in kept.items():
-            stays[self.offsets[group] : self.offsets[group + 1]] = False
-            stays[self.offsets[group] + units] = True
-        columns = stays[consumer.keys]  # key −1 reads the last entry, which stays
-        way = self.options.reconstruction
+        consumer, way = view.consumer, self.options.reconstruction
+        columns = self._columns(view, kept)
         if way == "none" or (columns.all() and way != "full"):
             matrix = (consumer.matrix * columns).astype(np.float64)
             return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         if way == "scale" or not view.parts:
-            factors = self._scales(view, stays)
+            factors = self._scales(view, self._stays(kept))
             matrix = consumer.matrix.astype(np.float64) * np.where(consumer.keys >= 0, factors[consumer.keys], 1.0)
             return Rebuilt(consumer, matrix, None, self._left(view, matrix))
-        matrix = np.stack(
-            [reconstruct.full(part, w, columns, RIDGE) for part, w in zip(view.parts, consumer.matrix, strict=True)]
-        )
+        parts = view.fit if only_fit and view.fit else view.parts
+        matrix = _solve(parts, consumer.matrix, columns, self._ridge(view, columns)[0])
         bias = None
         if consumer.can_bias:
-            bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(view.parts, matrix, strict=True)])
+            bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(parts, matrix, strict=True)])
         return Rebuilt(consumer, matrix, bias, self._left(view, matrix))
+
+    def _stays(self, kept: Mapping[int, Ids]) -> NDArray[np.bool_]:
+        """For each unit, numbered through all groups, whether it stays; the last entry stands for key −1."""
+        stays = np.ones(int(self.offsets[-1]) + 1, bool)
+        for group, units in kept.items():
+            stays[self.offsets[group] : self.offsets[group + 1]] = False
+            stays[self.offsets[group] + units] = True
+        return stays
+
+    def _columns(self, view: View, kept: Mapping[int, Ids]) -> NDArray[np.bool_]:
+        return self._stays(kept)[view.consumer.keys]
+
+    def _ridge(self, view: View, columns: NDArray[np.bool_]) -> tuple[float, float]:
+        """The ridge that does best on the batches kept apart, and the squared error that it leaves there."""
+        if not view.check:
+            return RIDGE, 0.0
+        errors: dict[int, float] = {}
+
+        def error(place: int) -> float:
+            if place not in errors:
+                matrix = _solve(view.fit, view.consumer.matrix, columns, RIDGES[place])
+                errors[place] = _held_out(view, matrix)
+            return errors[place]
+
+        best = RIDGES.index(RIDGE)
+        for step in (1, -1):
+            while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
+                best += step
+        return float(RIDGES[best]), error(best)
 
     def _scales(self, view: View, stays: NDArray[np.bool_]) -> Doubles:
         """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""
@@ -220,6 +276,25 @@ class Chooser:
                 error = error + shift**2 - 2 * shift * part.t + 2 * shift * (weights @ part.u)
             total += float(scale**2 @ np.maximum(error, 0))
         return float(np.sqrt(total / view.energy))
+
+
+def _solve(parts: list[Statistics], matrices: Array, columns: NDArray[np.bool_], ridge: float) -> Doubles:
+    """Refitted weights of each convolution group; the old ones, cut, at an infinite ridge."""
+    if np.isinf(ridge):
+        return (matrices * columns).astype(np.float64)
+    return np.stack([reconstruct.full(part, w, columns, ridge) for part, w in zip(parts, matrices, strict=True)])
+
+
+def _held_out(view: View, matrix: Doubles) -> float:
+    """Squared error on the batches kept apart, bias fitted on the others, outputs weighed as the network does."""
+    scales = view.consumer.scale.reshape(len(view.parts), -1)
+    total = 0.0
+    for fit, check, weights, scale in zip(view.fit, view.check, matrix, scales, strict=True):
+        error = check.error(weights)
+        if fit.centred:
+            error = error + np.square(reconstruct.best_bias(check, weights) - reconstruct.best_bias(fit, weights))
+        total += float(scale**2 @ error)
+    return total
 
 
 @dataclass

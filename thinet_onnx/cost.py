@@ -45,6 +45,10 @@ class Cost:
         """The whole network's cost."""
         return sum(term.value(kept) for term in self.terms)
 
+    def neighbours(self, group: int) -> set[int]:
+        """Groups whose savings depend on this group's width."""
+        return {other for term in self._touching[group] for _, parts in term.factors for other, _ in parts}
+
     def saving(self, kept: list[int], group: int, fewer: int) -> float:
         """What the network costs less when `group` keeps `fewer` channels instead of `kept[group]`."""
         other = list(kept)

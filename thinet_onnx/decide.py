@@ -14,6 +14,7 @@ from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import TargetError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.labels import Ids
+from thinet_onnx.observe import is_check
 from thinet_onnx.options import Progress, PruneOptions
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -127,7 +128,8 @@ def _weigh(
     analysis = chooser.analysis
     batch = next(iter(feeds[0].values())).shape[0] if next(iter(feeds[0].values())).ndim else 1
     images = np.clip(2 * len(feeds) * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
-    few = feeds[: max(1, -(-int(images) // max(batch, 1)))]
+    apart = [feed for place, feed in enumerate(feeds) if is_check(place)] or list(feeds)
+    few = apart[: max(1, -(-int(images) // max(batch, 1)))]
     reference = runtime.outputs(model, few)
     curves = [budget.Curve(np.zeros(size + 1)) for size in analysis.sizes]
     sensitivity: dict[int, float] = {}
@@ -152,7 +154,7 @@ def _moved(
         refit
         for consumer in chooser.readers[group]
         if consumer in views
-        for refit in chooser.rebuild(views[consumer], {group: kept}).refits()
+        for refit in chooser.rebuild(views[consumer], {group: kept}, only_fit=True).refits()
     ]
     moved = verify.distance(reference, runtime.outputs(surgery.refit(model, refits), feeds))
     return moved if np.isfinite(moved) else 1e6

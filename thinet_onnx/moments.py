@@ -29,9 +29,21 @@ class Moments:
         self.u = np.zeros(columns)
         self.t = np.zeros(outputs)
         self.t2 = np.zeros(outputs)
+        self._waiting: list[tuple[Floats, Floats]] = []
 
     def add(self, rows: Floats, targets: Floats) -> None:
-        """Take in rows (m×n) and their targets (m×D), float32."""
+        """Take in rows (m×n) and their targets (m×D), float32; they are summed up in blocks."""
+        self._waiting.append((rows, targets))
+        self.count += len(rows)
+        if sum(len(u) for u, _ in self._waiting) >= _BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sum up the rows that are waiting for a full block."""
+        if not self._waiting:
+            return
+        rows, targets = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting.clear()
         for start in range(0, len(rows), _BLOCK):
             u, t = rows[start : start + _BLOCK], targets[start : start + _BLOCK]
             self.h += u.T @ u
@@ -39,10 +51,11 @@ class Moments:
             self.u += u.sum(0, np.float64)
             self.t += t.sum(0, np.float64)
             self.t2 += np.square(t, dtype=np.float64).sum(0)
-        self.count += len(rows)
 
     def merge(self, other: "Moments") -> None:
         """Add another shard's sums."""
+        self.flush()
+        other.flush()
         self.count += other.count
         for mine, theirs in zip(self._sums(), other._sums(), strict=True):
             np.add(mine, theirs, out=mine)
@@ -54,6 +67,7 @@ class Moments:
         """Means instead of sums; with `centred` about the means of u and t (a bias takes those up)."""
         if not self.count:
             raise ValueError("no rows were added")
+        self.flush()
         n = self.count
         h, p, t2 = self.h / n, self.p / n, self.t2 / n
         u, t = self.u / n, self.t / n

@@ -26,6 +26,11 @@ _WORK = 5e11  # multiply-adds that the moments of one layer may cost
 _MOST_ROWS = 131072
 
 
+def is_check(batch: int) -> bool:
+    """Whether a batch (by its number) is kept apart, to check on what the others fit."""
+    return batch % 4 == 3
+
+
 def rows_wanted(columns: int) -> int:
     """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work."""
     return int(np.clip(_WORK / columns**2, 4 * columns, _MOST_ROWS))
@@ -48,7 +53,9 @@ class Watcher:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
         self.wide = columns > MAX_COLUMNS
-        self.moments = [Moments(columns, outputs) for _ in range(groups)] if moments and not self.wide else []
+        seen = range(groups if moments and not self.wide else 0)
+        self.moments = [(Moments(columns, outputs), Moments(columns, outputs)) for _ in seen]
+        self._batches = 0
         self._per_item = max(1, -(-rows_wanted(columns) // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
@@ -56,10 +63,16 @@ class Watcher:
         self._random = np.random.default_rng(seed)
         self._units = np.unique(consumer.keys[consumer.keys >= 0])
         self._zeros = np.zeros(columns * groups)
+        self._checking = False
         self._seen = 0
 
     def add(self, original: Tensors, pruned: Tensors | None = None) -> None:
-        """Take in one batch: tensors of the original network and, if it is another, of the one pruned so far."""
+        """Take in one batch: tensors of the original network and, if it is another, of the one pruned so far.
+
+        Every fourth batch is summed up apart, to check on what the others fit.
+        """
+        self._checking = is_check(self._batches)
+        self._batches += 1
         for use, other in zip(self.consumer.uses, self.consumer.other, strict=True):
             self._add_use(use, other, original, original if pruned is None else pruned)
 
@@ -77,8 +90,8 @@ class Watcher:
             if other and original is not pruned:
                 loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
                 targets += loss * self._inverse_scale()
-            for part, moments in enumerate(self.moments):
-                moments.add(self._part(rows, part), self._part(targets, part))
+            for part, halves in enumerate(self.moments):
+                halves[self._checking].add(self._part(rows, part), self._part(targets, part))
         if self._sampled:
             picks = self._picks(total, per_item, DRAWS)
             self._sample(rows_at(x, use.x_axis, use.window, picks))

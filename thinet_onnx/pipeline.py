@@ -34,7 +34,8 @@ Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | I
 
 _TOLERANCE = {False: 1e-3, True: 3e-2}  # of the oracle: for float32, and where 16-bit floats occur
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
-_BATCH_ELEMENTS = 200_000  # input elements of one batch, more or less
+_BATCH_ELEMENTS = 1_200_000  # input elements of one batch, more or less
+_LEAST_BATCHES = 8  # so that some can be kept apart, to check on what the others fit
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ class _Run:
         self.fit, self.held = sources.split(source, HELD_OUT, options.seed)
         item = source.batch(self.fit[:1])
         elements = max(sum(array.size for array in item.values()), 1)
-        wanted = int(np.clip(_BATCH_ELEMENTS // elements, 1, 64)) if source.stackable else 1
+        most = min(64, _BATCH_ELEMENTS // elements, len(self.fit) // _LEAST_BATCHES)
+        wanted = max(1, most) if source.stackable else 1
         shapes = runtime.observed_shapes(setting.graph, item)
         self.model = runtime.with_open_batch(setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)

@@ -12,7 +12,7 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 Order = NDArray[np.int64]
 
-_WIDE = 1152  # columns; from here on backward elimination takes several units at a time
+_WIDE = 384  # columns; from here on backward elimination takes several units at a time
 
 
 def greedy(m: Floats, count: int | None = None) -> tuple[Order, Doubles]:
@@ -112,7 +112,7 @@ def elimination(
     picks: list[int] = []
     costs: list[float] = []
     while alive:
-        step = 1 if columns <= _WIDE else max(1, -(-len(alive) // 24))
+        step = 1 if columns <= _WIDE else max(1, len(alive) // 32)
         if order is None and step < len(alive):
             losses = _losses(v, b, [members[unit] for unit in alive])
             chosen = [alive[place] for place in np.argsort(losses, kind="stable")[:step].tolist()]
@@ -135,6 +135,9 @@ def elimination(
 
 def _losses(v: Doubles, b: Doubles, blocks: list[Order]) -> Doubles:
     """tr(B_c V_cc⁻¹ B_cᵀ) of each block; blocks of one size are solved together."""
+    if all(len(block) == 1 for block in blocks):
+        single = np.concatenate(blocks)
+        return np.asarray(np.square(b[:, single]).sum(0) / np.diag(v)[single])
     losses = np.empty(len(blocks))
     by_size: dict[int, list[int]] = {}
     for place, block in enumerate(blocks):

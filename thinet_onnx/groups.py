@@ -15,7 +15,7 @@ import onnx
 from thinet_onnx.cost import Cost, macs, params
 from thinet_onnx.errors import NothingToPruneError
 from thinet_onnx.graph import Array, Graph, Shape, shape_values
-from thinet_onnx.labels import Ids, Reason
+from thinet_onnx.labels import Ids, Labels, Reason
 from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.rules import RULES, Context, Linear, SizeUse
 
@@ -131,54 +131,71 @@ def analyse(graph: Graph, shapes: dict[str, Shape]) -> Analysis:
 
 
 def _collect(graph: Graph, shapes: dict[str, Shape], context: Context) -> Analysis:
+    """Groups, what stays, and costs, once all labels have settled."""
     labels = context.labels
-    signature = _signatures(context).tolist()
-    residual = labels.find(np.concatenate([np.empty(0, np.int64), *context.residual]))
-    members: dict[int, dict[int, None]] = {}
-    makers: dict[int, dict[str, Linear]] = {}
-    frozen: list[Frozen] = []
     weights = {layer.weight: layer for layer in reversed(context.linears) if not layer.depthwise}
-    for layer in reversed(weights.values()):  # a weight that is used several times counts once
-        if layer.out_labels is None:
-            phrase = "is the only output channel" if layer.out_channels == 1 else "has weights that can't be cut"
-            frozen.append(Frozen(layer, layer.out_channels, Reason(phrase, layer.node.title, layer.weight)))
-            continue
-        stays: dict[Reason, int] = {}
-        for root in labels.find(layer.out_labels).tolist():
-            if (reason := labels.reason(root)) is not None:
-                stays[reason] = stays.get(reason, 0) + 1
-            else:
-                members.setdefault(signature[root], {})[root] = None
-                makers.setdefault(signature[root], {})[layer.weight] = layer
-        frozen += [Frozen(layer, count, reason) for reason, count in stays.items()]
-    takers = _takers(context, signature)
-    groups = []
-    for key, units in members.items():
-        producers = tuple(makers[key].values())
-        roots = np.array(list(units), np.int64)
-        coupled = bool(np.isin(roots, residual).any())
-        groups.append(Group(producers[0].node.title, roots, producers, tuple(takers.get(key, ())), coupled))
-    floors = _floors(context, groups)
-    groups = _named_apart([replace(group, floor=floor) for group, floor in zip(groups, floors, strict=True)])
-    for group in groups:
-        if group.size > group.floor and group.consumers:
-            continue
-        phrase = (
-            "is the last of its kind in some tensor" if group.consumers
-            else "has no linear layer after it that could make up for it"
-        )  # fmt: skip
-        for layer in group.producers:
-            assert layer.out_labels is not None
-            count = int(np.isin(labels.find(layer.out_labels), group.roots).sum())
-            frozen.append(Frozen(layer, count, Reason(phrase, layer.node.title, layer.node.key)))
+    producers = list(reversed(weights.values()))  # a weight that is used several times counts once
+    signature = _signatures(context)
+    groups = _named_apart(_with_floors(context, _sorted_groups(context, producers, signature)))
+    frozen = [entry for layer in producers for entry in _frozen_outputs(labels, layer)]
+    frozen += [entry for group in groups for entry in _left_whole(labels, group)]
     groups = [group for group in groups if group.size > group.floor and group.consumers]
     group_of = {root: index for index, group in enumerate(groups) for root in group.roots.tolist()}
     batch = _batch(graph, shapes)
     return Analysis(
-        graph, shapes, context, groups, frozen, sum(layer.out_channels for layer in weights.values()), group_of,
+        graph, shapes, context, groups, frozen, sum(layer.out_channels for layer in producers), group_of,
         macs(context.linears, batch, group_of, labels.find, len(groups)),
         params(graph, context.constants, group_of, labels.find, len(groups)),
     )  # fmt: skip
+
+
+def _sorted_groups(context: Context, producers: list[Linear], signature: Array) -> list[Group]:
+    """Labels that may go, by signature, in the order of the layers that make them."""
+    labels = context.labels
+    residual = labels.find(np.concatenate([np.empty(0, np.int64), *context.residual]))
+    members: dict[int, dict[int, None]] = {}
+    makers: dict[int, dict[str, Linear]] = {}
+    for layer in producers:
+        if layer.out_labels is None:
+            continue
+        for root in labels.find(layer.out_labels[~labels.frozen(layer.out_labels)]).tolist():
+            members.setdefault(int(signature[root]), {})[root] = None
+            makers.setdefault(int(signature[root]), {})[layer.weight] = layer
+    takers = _takers(context, signature)
+    groups = []
+    for key, units in members.items():
+        made_by, roots = tuple(makers[key].values()), np.array(list(units), np.int64)
+        coupled = bool(np.isin(roots, residual).any())
+        groups.append(Group(made_by[0].node.title, roots, made_by, tuple(takers.get(key, ())), coupled))
+    return groups
+
+
+def _frozen_outputs(labels: Labels, layer: Linear) -> list[Frozen]:
+    """The output channels of a layer that stay, by reason."""
+    if layer.out_labels is None:
+        phrase = "is the only output channel" if layer.out_channels == 1 else "has weights that can't be cut"
+        return [Frozen(layer, layer.out_channels, Reason(phrase, layer.node.title, layer.weight))]
+    stays: dict[Reason, int] = {}
+    for label in layer.out_labels[labels.frozen(layer.out_labels)].tolist():
+        reason = labels.reason(label)
+        assert reason is not None
+        stays[reason] = stays.get(reason, 0) + 1
+    return [Frozen(layer, count, reason) for reason, count in stays.items()]
+
+
+def _left_whole(labels: Labels, group: Group) -> list[Frozen]:
+    """The channels of a group of which none can go, for each layer that makes them."""
+    if group.size > group.floor and group.consumers:
+        return []
+    phrase = "is the last of its kind in some tensor"
+    if not group.consumers:
+        phrase = "has no linear layer after it that could make up for it"
+    entries = []
+    for layer in group.producers:
+        assert layer.out_labels is not None
+        count = int(np.isin(labels.find(layer.out_labels), group.roots).sum())
+        entries.append(Frozen(layer, count, Reason(phrase, layer.node.title, layer.node.key)))
+    return entries
 
 
 def _batch(graph: Graph, shapes: dict[str, Shape]) -> int:
@@ -198,8 +215,8 @@ def _signatures(context: Context) -> Array:
     return signature
 
 
-def _floors(context: Context, groups: list[Group]) -> list[int]:
-    """For each group the least number of units that must stay so that no tensor loses an axis altogether."""
+def _with_floors(context: Context, groups: list[Group]) -> list[Group]:
+    """Settle how many units of each group must stay so that no tensor loses an axis altogether."""
     owner = {root: index for index, group in enumerate(groups) for root in group.roots.tolist()}
     floors = [0] * len(groups)
     held: set[frozenset[int]] = set()
@@ -211,15 +228,15 @@ def _floors(context: Context, groups: list[Group]) -> list[int]:
     for together in sorted(held, key=lambda s: (len(s), sorted(s))):
         if not any(floors[index] for index in together):
             floors[max(together, key=lambda index: (groups[index].size, -index))] = 1
-    return floors
+    return [replace(group, floor=floor) for group, floor in zip(groups, floors, strict=True)]
 
 
-def _takers(context: Context, signature: list[int]) -> dict[int, list[Linear]]:
+def _takers(context: Context, signature: Array) -> dict[int, list[Linear]]:
     takers: dict[int, list[Linear]] = {}
     for layer in context.linears:
         if layer.depthwise or layer.in_labels is None:
             continue
-        for key in dict.fromkeys(signature[root] for root in context.labels.find(layer.in_labels).tolist()):
+        for key in dict.fromkeys(signature[context.labels.find(layer.in_labels)].tolist()):
             takers.setdefault(key, []).append(layer)
     return takers
 

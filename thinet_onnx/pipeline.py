@@ -19,7 +19,7 @@ from thinet_onnx import runtime, summary, surgery, verify
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.decide import Decision, decide, why_not
-from thinet_onnx.errors import ModelError, NothingToPruneError, OptionError
+from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
 from thinet_onnx.observe import Watcher, tour
@@ -27,6 +27,7 @@ from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
 from thinet_onnx.rules import Linear
+from thinet_onnx.setting import Setting, closed_inputs, open_model
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -47,64 +48,6 @@ class PruneResult:
     report: Report
 
 
-@dataclass
-class Setting:
-    """A model made ready: its graph, what it takes, what is known of it, and what looks odd about the file."""
-
-    model: onnx.ModelProto
-    name: str
-    graph: graphs.Graph
-    inputs: list[sources.InputSpec]
-    warnings: list[str]
-    checked: bool
-    bytes: int
-    external: str | None
-
-    @property
-    def half(self) -> bool:
-        """Whether the network computes in 16 bits somewhere."""
-        short = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-        return any(tensor.data_type in short for tensor in self.graph.tensors.values())
-
-
-def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Setting:
-    """Read a model, settle its inputs' shapes and check it.
-
-    Raises:
-        ModelError: it can't be read; OptionError: `shapes` names an input that isn't there, or contradicts one.
-    """
-    name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
-    proto = graphs.prepare(model if isinstance(model, onnx.ModelProto) else graphs.load(model))
-    graph = graphs.Graph(proto)
-    complaint = graphs.check(proto)
-    warnings = [f"onnx.checker objects to {name} ({complaint}); pruned all the same."] if complaint else []
-    known = {value.name for value in graph.inputs}
-    for wrong in set(shapes) - known:
-        raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
-    specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
-    size, external = (proto.ByteSize(), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
-    return Setting(proto, name, graph, specs, warnings, complaint is None, size, external)
-
-
-def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> sources.InputSpec:
-    tensor = value.type.tensor_type
-    declared = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    if given is not None:
-        if len(given) != len(declared) or any(d is not None and d != g for d, g in zip(declared, given, strict=True)):
-            sizes = ",".join("?" if d is None else str(d) for d in declared)
-            raise OptionError(
-                f"--shape {value.name}:{','.join(map(str, given))} contradicts the input, which is {value.name}:{sizes}."
-            )
-        declared = [None if i == 0 and d is None else g for i, (d, g) in enumerate(zip(declared, given, strict=True))]
-    if not tensor.elem_type:
-        raise ModelError(
-            f"The input {value.name!r} is no tensor, or its data type is not stated; only tensors are understood."
-        )
-    return sources.InputSpec(
-        value.name, tuple(declared), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    )
-
-
 def inspect(
     model: onnx.ModelProto | str | os.PathLike[str],
     *,
@@ -122,24 +65,9 @@ def inspect(
         ModelError, OptionError.
     """
     setting = open_model(model, shapes or {})
-    feeds = sources.random_source(_closed(setting, shapes or {}), samples=2, seed=0).batch([0])
+    feeds = sources.random_source(closed_inputs(setting, shapes or {}), samples=2, seed=0).batch([0])
     analysis = analyse(setting.graph, runtime.observed_shapes(setting.graph, feeds))
     return summary.inspection(setting.name, analysis, PruneOptions(keep=0.5, scope=scope), setting.warnings)
-
-
-def _closed(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> list[sources.InputSpec]:
-    """Input specs with every size known: an open batch is 1, anything else open must be given."""
-    closed = []
-    for spec in setting.inputs:
-        given = shapes.get(spec.name, spec.shape)
-        sizes = [1 if i == 0 and size is None else size for i, size in enumerate(given)]
-        if None in sizes:
-            example = ",".join(str(size or 224) for size in sizes)
-            raise OptionError(
-                f"The input {spec.name!r} of {setting.name} has open sizes; say them, such as --shape {spec.name}:{example}."
-            )
-        closed.append(sources.InputSpec(spec.name, tuple(sizes), spec.dtype))
-    return closed
 
 
 def prune(
@@ -195,7 +123,9 @@ def _open_data(
     if random_data:
         if data is not None:
             raise OptionError("--random-data and --data contradict each other; pass one of them.")
-        return sources.random_source(_closed(setting, options.shapes), samples=options.samples or 64, seed=options.seed)
+        return sources.random_source(
+            closed_inputs(setting, options.shapes), samples=options.samples or 64, seed=options.seed
+        )
     if data is None:
         raise OptionError("No calibration data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
     if isinstance(data, sources.Source):

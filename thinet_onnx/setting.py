@@ -1,0 +1,83 @@
+"""A model made ready for a run: its graph, what it takes, what looks odd about the file."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from thinet_onnx import graph as graphs
+from thinet_onnx.data import InputSpec
+from thinet_onnx.errors import ModelError, OptionError
+
+
+@dataclass
+class Setting:
+    """A model made ready: its graph, what it takes, what is known of it, and what looks odd about the file."""
+
+    model: onnx.ModelProto
+    name: str
+    graph: graphs.Graph
+    inputs: list[InputSpec]
+    warnings: list[str]
+    checked: bool
+    bytes: int
+    external: str | None
+
+    @property
+    def half(self) -> bool:
+        """Whether the network computes in 16 bits somewhere."""
+        short = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        return any(tensor.data_type in short for tensor in self.graph.tensors.values())
+
+
+def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Setting:
+    """Read a model, settle its inputs' shapes and check it.
+
+    Raises:
+        ModelError: it can't be read; OptionError: `shapes` names an input that isn't there, or contradicts one.
+    """
+    name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
+    proto = graphs.prepare(model if isinstance(model, onnx.ModelProto) else graphs.load(model))
+    graph = graphs.Graph(proto)
+    complaint = graphs.check(proto)
+    warnings = [f"onnx.checker objects to {name} ({complaint}); pruned all the same."] if complaint else []
+    known = {value.name for value in graph.inputs}
+    for wrong in set(shapes) - known:
+        raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
+    specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
+    size, external = (proto.ByteSize(), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
+    return Setting(proto, name, graph, specs, warnings, complaint is None, size, external)
+
+
+def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> InputSpec:
+    tensor = value.type.tensor_type
+    declared = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    if given is not None:
+        if len(given) != len(declared) or any(d is not None and d != g for d, g in zip(declared, given, strict=True)):
+            sizes = ",".join("?" if d is None else str(d) for d in declared)
+            raise OptionError(
+                f"--shape {value.name}:{','.join(map(str, given))} contradicts the input, which is {value.name}:{sizes}."
+            )
+        declared = [None if i == 0 and d is None else g for i, (d, g) in enumerate(zip(declared, given, strict=True))]
+    if not tensor.elem_type:
+        raise ModelError(
+            f"The input {value.name!r} is no tensor, or its data type is not stated; only tensors are understood."
+        )
+    return InputSpec(value.name, tuple(declared), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+
+
+def closed_inputs(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> list[InputSpec]:
+    """Input specs with every size known: an open batch is 1, anything else open must be given."""
+    closed = []
+    for spec in setting.inputs:
+        given = shapes.get(spec.name, spec.shape)
+        sizes = [1 if i == 0 and size is None else size for i, size in enumerate(given)]
+        if None in sizes:
+            example = ",".join(str(size or 224) for size in sizes)
+            raise OptionError(
+                f"The input {spec.name!r} of {setting.name} has open sizes; say them, such as --shape {spec.name}:{example}."
+            )
+        closed.append(InputSpec(spec.name, tuple(sizes), spec.dtype))
+    return closed

@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
-_TOLERANCE = {False: 1e-3, True: 3e-2}  # of the oracle: for float32, and where 16-bit floats occur
+_TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
 _BATCH_ELEMENTS = 1_200_000  # input elements of one batch, more or less
 _LEAST_BATCHES = 8  # so that some can be kept apart, to check on what the others fit
@@ -192,7 +192,7 @@ class _Run:
         pruned = surgery.refit(bare, cut)
         self.progress.advance()
         error = max(error, verify.disagreement(surgery.refit(model, uncut), pruned, model, check))
-        if not error <= _TOLERANCE[self.setting.half]:
+        if not error <= _TOLERANCE[self.setting.coarse]:
             raise RuntimeError(
                 f"The cut file differs from the original with zeros in place of the removed channels (by {error:.1e}); "
                 "nothing was written. This is a defect of thinet-onnx; please report it with the model."

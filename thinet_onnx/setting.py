@@ -26,10 +26,11 @@ class Setting:
     external: str | None
 
     @property
-    def half(self) -> bool:
-        """Whether the network computes in 16 bits somewhere."""
+    def coarse(self) -> bool:
+        """Whether the network computes in 16 or 8 bits somewhere."""
         short = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-        return any(tensor.data_type in short for tensor in self.graph.tensors.values())
+        quantised = any(node.op == "DequantizeLinear" for node in self.graph.nodes)
+        return quantised or any(tensor.data_type in short for tensor in self.graph.tensors.values())
 
 
 def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Setting:

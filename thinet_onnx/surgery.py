@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"})
 
+_ELEMENTWISE = frozenset({"Cast", "CastLike", "DequantizeLinear"})
 _SHAPE_READERS = frozenset({"Shape", "Size"})  # they don't mind other values
 
 
@@ -212,11 +213,16 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
 
 
 def _chain(graph: Graph, name: str) -> list[str]:
-    """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved."""
+    """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved.
+
+    The first step may also be a DequantizeLinear of the constant itself.
+    """
     chain = [name]
     while name not in graph.tensors:
         node = graph.producer.get(name)
-        if node is None or node.op not in _MOVES or name not in graph.derived:
+        if node is None or name not in graph.derived:
+            return []
+        if node.op not in _MOVES and not (node.op == "DequantizeLinear" and node.inputs[0] in graph.tensors):
             return []
         name = node.inputs[0]
         chain.append(name)
@@ -235,11 +241,13 @@ def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: 
     places = np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape)
     for step in reversed(_chain(graph, name)[:-1]):
         node = graph.producer[step]
-        if not node.op.startswith("Cast"):
-            places = run_node(node, graph.opset, [places, *(graph.fold(extra) for extra in node.inputs[1:])])[0]
-    flat = np.empty(places.size, onnx.helper.tensor_dtype_to_np_dtype(old.data_type))
+        if node.op in _ELEMENTWISE:
+            continue
+        places = run_node(node, graph.opset, [places, *(graph.fold(extra) for extra in node.inputs[1:])])[0]
+    flat = np.empty(places.size, value.dtype)
     flat[places.ravel()] = value.ravel()
-    tensor = numpy_helper.from_array(flat.reshape(shape), source)
+    moved = _quantised(graph, name, flat.reshape(shape))
+    tensor = numpy_helper.from_array(moved.astype(onnx.helper.tensor_dtype_to_np_dtype(old.data_type)), source)
     for initializer in model.graph.initializer:
         if initializer.name == source:
             _copy_values(tensor, initializer)
@@ -248,6 +256,25 @@ def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: 
         if node_proto.output[0] == source:
             del node_proto.attribute[:]
             node_proto.attribute.append(onnx.helper.make_attribute("value", tensor))
+
+
+def _quantised(graph: Graph, name: str, value: Array) -> Array:
+    """Values as a constant keeps them: rounded to its scale where the graph dequantises it first, else as they are."""
+    first = graph.producer.get(name if len(_chain(graph, name)) < 2 else _chain(graph, name)[-2])
+    if first is None or first.op != "DequantizeLinear":
+        return value
+    scale, zero = (
+        graph.fold(first.inputs[1]),
+        graph.fold(first.operand(2)) if first.operand(2) else np.zeros(1, np.int8),
+    )
+    assert scale is not None and zero is not None
+    axis = first.attrs.get("axis", 1) % max(value.ndim, 1)
+    spread = [-1 if a == axis and scale.size > 1 else 1 for a in range(value.ndim)]
+    steps = np.rint(value / scale.reshape(spread)) + zero.reshape(spread if zero.size > 1 else [1] * value.ndim)
+    constant = graph.constant(first.inputs[0])
+    assert constant is not None
+    limits = np.iinfo(constant.dtype)
+    return np.asarray(np.clip(steps, limits.min, limits.max))
 
 
 def _attach(model: onnx.ModelProto, node: onnx.NodeProto, operand: int, value: Array, name: str) -> None:

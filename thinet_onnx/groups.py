@@ -18,6 +18,7 @@ from thinet_onnx.graph import Array, Graph, Shape, shape_values
 from thinet_onnx.labels import Ids, Labels, Reason
 from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.rules import RULES, Context, Linear, SizeUse
+from thinet_onnx.rules.counting import freeze_counted
 
 _WEIGHT_TYPES = {
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE,
@@ -124,6 +125,7 @@ def analyse(graph: Graph, shapes: dict[str, Shape]) -> Analysis:
             context.freeze_node(node, f"is used by {node.title}, where a shape is not known before the run")
         else:
             rule(context, node)
+    freeze_counted(context)
     for name in graph.outputs:
         context.node = graph.producer.get(name, context.node)
         context.freeze_axes(context.axes(name), f"feeds the graph output {name!r}")

@@ -1,0 +1,12 @@
+"""Says at the end what was not tested for want of files."""
+
+import pytest
+
+ZOO_ABSENT = "no folder of real models beside the repository (../shared/zoo)"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if ZOO_ABSENT in str(report.longrepr)]
+    if skipped:
+        terminalreporter.section("not tested", sep="!", yellow=True, bold=True)
+        terminalreporter.write_line(f"{len(skipped)} tests on real models were skipped: {ZOO_ABSENT}.", yellow=True)

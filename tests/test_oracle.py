@@ -14,13 +14,15 @@ import onnx
 import onnx.printer
 import pytest
 from conftest import ZOO_ABSENT
-from graphs import Build
+from graphs import Build, two_convs
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
-from oracle import Feeds, analysed, holds, random_kept
+from onnx import numpy_helper
+from oracle import TOLERANCE, Feeds, analysed, holds, prune, random_kept
 from PIL import Image
 
 from thinet_onnx import graph as graphs
+from thinet_onnx import verify
 from thinet_onnx.groups import Analysis
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +156,7 @@ def random_graph(data: st.DataObject) -> Build:
 
 
 @settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )  # fmt: skip
 @given(st.data())
 def test_random_graphs(data: st.DataObject) -> None:
@@ -166,6 +168,32 @@ def test_random_graphs(data: st.DataObject) -> None:
     kept = random_kept(analysis, data.draw(st.integers(0, 999), "plan"))
     note(str({group.name: units.tolist() for group, units in zip(analysis.groups, kept, strict=True)}))
     holds(model, analysis, kept, b.feed())
+
+
+# --- the oracle itself -------------------------------------------------------------------------------------------------
+
+
+def test_oracle_sees_other_channels_and_another_number() -> None:
+    b = two_convs()
+    model = b.model()
+    analysis = analysed(model, b.feed())
+    plan, pruned = prune(model, analysis, [np.arange(6)])
+    assert verify.oracle(model, pruned, plan, [b.feed()]) <= TOLERANCE
+    _, other = prune(model, analysis, [np.arange(1, 7)])
+    assert verify.oracle(model, other, plan, [b.feed()]) > 100 * TOLERANCE
+    assert verify.oracle(model, model, plan, [b.feed()]) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["first.weight", "first.bias", "second.weight", "second.bias"])
+def test_oracle_sees_one_changed_number(name: str) -> None:
+    b = two_convs()
+    model = b.model()
+    plan, pruned = prune(model, analysed(model, b.feed()), [np.arange(6)])
+    (entry,) = [t for t in pruned.graph.initializer if t.name == name]
+    value = numpy_helper.to_array(entry).copy()
+    value.flat[0] += 0.1
+    entry.CopyFrom(numpy_helper.from_array(value, name))
+    assert verify.oracle(model, pruned, plan, [b.feed()]) > TOLERANCE
 
 
 # --- the bundled networks ----------------------------------------------------------------------------------------------

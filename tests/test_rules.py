@@ -842,6 +842,11 @@ def fed_norm(op: str, count: int) -> Make:
     return make
 
 
+def norm_over_channels(b: Build, h: str) -> str:
+    turned = b.node("Transpose", h, perm=[0, 2, 1, 3])
+    return b.node("InstanceNormalization", turned, b.weight(8, positive=True), b.weight(8))
+
+
 def styled_norm(b: Build, h: str) -> str:
     """Scale and shift come from a layer of their own."""
     both = b.node("Squeeze", b.gemm(b.input("style", (1, 4)), 4, 2 * CHANNELS, name="style_layer"), b.ints(0))
@@ -854,6 +859,7 @@ row("BatchNormalization", "of a flat tensor", lambda b, h: b.batch_norm(b.node("
 row("InstanceNormalization", "", instance_norm)
 row("InstanceNormalization", "parameters from inputs", fed_norm("InstanceNormalization", 2), 0, "scale")
 row("InstanceNormalization", "parameters from a layer", styled_norm)
+row("InstanceNormalization", "channels in space", norm_over_channels, 0, "is normalised over in")
 NORMED = "is normalised over channels"
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -255,12 +256,12 @@ class TestElimination:
 class TestWideElimination:
     """Above a limit several units go at a time."""
 
-    UNITS = 100
+    UNITS = 70
 
     @pytest.fixture
     def problem(self, monkeypatch: pytest.MonkeyPatch) -> Problem:
         monkeypatch.setattr(select, "_WIDE", 8)
-        return Problem([unit for unit in range(self.UNITS) for _ in range(2)] + [-1, -1], seed=5, rows=400)
+        return Problem([unit for unit in range(self.UNITS) for _ in range(2)] + [-1, -1], seed=5, rows=250)
 
     def ends(self, problem: Problem, picks: list[int], costs: np.ndarray) -> list[int]:
         """How many are gone where the cost is exactly that of a refit: the ends of the steps."""
@@ -300,7 +301,7 @@ class TestWideElimination:
 class TestBenchmark:
     """`benchmarks/selection.py` with sizes that take no time."""
 
-    SIZES = "--channels 24 --rows 300 --remove 12 --small-channels 9 --small-remove 5 --first 3 --repeat 1".split()
+    SIZES = "--channels 24 --rows 300 --remove 12 --small-channels 9 --small-remove 5 --first 3 --repeat 1"
 
     @pytest.fixture
     def benchmark(self) -> ModuleType:
@@ -315,7 +316,7 @@ class TestBenchmark:
     def test_picks_agree_and_the_loop_is_extrapolated_by_its_norms(
         self, benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert benchmark.main([*self.SIZES, "--json", str(tmp_path / "found.json")]) == 0
+        assert benchmark.main([*shlex.split(self.SIZES), "--json", str(tmp_path / "found.json")]) == 0
         shown = capsys.readouterr().out
         assert shown.count("identical, in the same order") == 2
         assert "extrapolated" in shown
@@ -330,5 +331,5 @@ class TestBenchmark:
     ) -> None:
         real = select.sampled
         monkeypatch.setattr(select, "sampled", lambda x, count: real(x, count)[::-1])
-        assert benchmark.main(self.SIZES) == 1
+        assert benchmark.main(shlex.split(self.SIZES)) == 1
         assert "DIFFERENT" in capsys.readouterr().out

@@ -14,7 +14,11 @@ from small_models import Net
 
 from thinet_onnx import runtime
 from thinet_onnx import stream as streams
+from thinet_onnx.choose import View
+from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.graph import Graph
+from thinet_onnx.groups import analyse
+from thinet_onnx.observe import Watcher
 from thinet_onnx.stream import Stream
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -308,3 +312,117 @@ class TestMemory:
         stream.close()
         stream.close()
         assert list(folder.iterdir()) == []
+
+
+def watched(model: onnx.ModelProto, name: str) -> Consumer:
+    """The consumer that is a node of this name."""
+    graph = Graph(model)
+    shapes = runtime.observed_shapes(graph, feeds(1)[0])
+    return next(consumer for consumer in collect(analyse(graph, shapes)) if consumer.name == name)
+
+
+def patches(x: np.ndarray) -> np.ndarray:
+    """All 3×3 patches of a padded input, channel-major, one a row: loops and slices, nothing else."""
+    wide = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    height, width = x.shape[2:]
+    rows = [
+        wide[n, :, i : i + 3, j : j + 3].ravel() for n in range(len(x)) for i in range(height) for j in range(width)
+    ]
+    return np.array(rows, np.float64)
+
+
+def answers(y: np.ndarray) -> np.ndarray:
+    """Outputs as rows in the order of `patches`."""
+    return np.moveaxis(y, 1, -1).reshape(-1, y.shape[1]).astype(np.float64)
+
+
+class TestWatcher:
+    """What is gathered of a layer while streams run, against the layer's tensors."""
+
+    def watch(
+        self, consumer: Consumer, streams_of: Sequence[onnx.ModelProto], **options: Any
+    ) -> tuple[Watcher, list[Any]]:
+        batches = feeds(4, 4, 4, 4)
+        watcher = Watcher(consumer, 16, 0, **options)
+        shown = [
+            [small_models.run_for(model, [*consumer.observed, consumer.layer.node.key], batch) for model in streams_of]
+            for batch in batches
+        ]
+        for networks in shown:
+            watcher.add(*networks)
+        return watcher, [
+            {name: np.concatenate([networks[place][name] for networks in shown]) for name in shown[0][place]}
+            for place in range(len(streams_of))
+        ]
+
+    def test_moments_of_the_original(self) -> None:
+        model = small_models.plain()
+        consumer = watched(model, "conv2")
+        watcher, (seen,) = self.watch(consumer, [model])
+        (found,) = View.of(watcher, centred=False).parts
+        u, t = patches(seen[consumer.layer.x]), answers(seen[consumer.layer.node.key])
+        np.testing.assert_allclose(found.h, u.T @ u / len(u), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.p, t.T @ u / len(u), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.energy, np.square(t).mean(0), rtol=1e-4)
+
+    @pytest.mark.parametrize("norm", [False, True], ids=["plain", "BatchNorm"])
+    def test_targets_take_in_what_the_stream_has_lost(self, norm: bool) -> None:
+        """Input: the pruned network's; target: the original's output, and what the pruned stream lacks of its own."""
+        net = Net(7)
+        x = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 8, name="stem"))
+        stream = net.node("Add", x, net.conv(net.relu(net.conv(x, 8, 6, name="a")), 6, 8, name="b"))
+        last = net.conv(net.relu(net.conv(x, 8, 6, name="c")), 6, 8, name="d")
+        scale = np.ones(8)
+        if norm:
+            stats = [net.rng.uniform(0.5, 2, 8).astype(np.float32) for _ in range(4)]
+            last = net.node("BatchNormalization", last, *(net.tensor(values) for values in stats))
+            scale = stats[0] / np.sqrt(stats[3] + 1e-5)
+        model = net.model(net.head(net.node("Add", stream, last), 8))
+        weights = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+        lossy = small_models.initializers(model)[weights["b"]].copy()
+        lossy[:, ::2] = 0
+        thin = small_models.replaced(model, {weights["b"]: lossy})
+        consumer = watched(model, "d")
+        assert consumer.other == [stream]
+        watcher, (dense, pruned) = self.watch(consumer, [model, thin])
+        (found,) = View.of(watcher, centred=True).parts
+        u = patches(pruned[consumer.layer.x])
+        t = answers(dense[consumer.layer.node.key]) + answers(dense[stream] - pruned[stream]) / scale
+        np.testing.assert_allclose(found.t, t.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.energy, t.var(0), rtol=1e-3)
+        expected = (t - t.mean(0)).T @ (u - u.mean(0)) / len(u)
+        np.testing.assert_allclose(found.p, expected, rtol=1e-3, atol=1e-4)
+
+    def test_sampled_rows_are_the_papers(self) -> None:
+        """Ten of each image, each one filter at one position: partial sums that add up to the output less its bias."""
+        model = small_models.plain()
+        consumer = watched(model, "conv2")
+        watcher, (seen,) = self.watch(consumer, [model], moments=False, sampled=True)
+        rows, sums = watcher.sampled()
+        assert rows.shape == (160, 8)
+        bare = seen[consumer.layer.node.key] - consumer.bias[None, :, None, None]
+        weight = small_models.initializers(model)[consumer.layer.weight]
+        channels = patches(seen[consumer.layer.x]).reshape(16, 64, 8, 9)
+        partial = np.einsum("ipck,dck->idpc", channels, weight.reshape(8, 8, 9)).reshape(16, 512, 8)
+        filters = set()
+        for image in range(16):
+            mine = slice(10 * image, 10 * image + 10)
+            distance = np.abs(rows[mine, None] - partial[image]).max(2)
+            nearest = distance.argmin(1)
+            assert distance.min(1).max() < 1e-5
+            np.testing.assert_allclose(sums[mine], bare[image].reshape(512)[nearest], rtol=1e-3, atol=1e-4)
+            assert len(set(nearest % 64)) == 10  # ten positions …
+            filters.update(nearest // 64)  # … each with a filter of its own
+        assert filters == set(range(8))
+
+    def test_the_share_of_zeros(self) -> None:
+        model = small_models.plain()
+        consumer = watched(model, "head")
+        watcher, (seen,) = self.watch(consumer, [model])
+        assert watcher.zero_share()[1].tolist() == (seen[consumer.layer.x] == 0).mean(0).tolist()
+        consumer = watched(model, "conv2")
+        watcher, (seen,) = self.watch(consumer, [model])
+        units, shares = watcher.zero_share()
+        expected = (patches(seen[consumer.layer.x]).reshape(-1, 8, 9) == 0).mean((0, 2))
+        np.testing.assert_allclose(shares, expected, rtol=1e-6)
+        assert len(units) == 8

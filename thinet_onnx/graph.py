@@ -116,7 +116,7 @@ class Graph:
         if value is None:
             node = self.producer[name]
             results = run_node(node, self.opset, [self.fold(operand) if operand else None for operand in node.inputs])
-            self._values.update(zip(node.outputs, results, strict=False))
+            self._values.update(zip(filter(None, node.outputs), results, strict=False))
             value = self._values[name]
         return value
 
@@ -136,10 +136,15 @@ class Graph:
 
 def run_node(node: Node, opset: int, operands: list[Array | None]) -> list[Array]:
     """One node's outputs by ONNX's reference implementation."""
-    names = [name for name in node.inputs if name]
-    evaluator = ReferenceEvaluator(node.proto, opsets={"": opset})
     feeds = {name: operand for name, operand in zip(node.inputs, operands, strict=True) if name}
-    assert all(feeds[name] is not None for name in names)
+    assert all(operand is not None for operand in feeds.values())
+    alone = onnx.helper.make_graph(
+        [node.proto], "node", [onnx.ValueInfoProto(name=name) for name in feeds],
+        [onnx.ValueInfoProto(name=name) for name in node.outputs if name],
+    )  # fmt: skip
+    imports = [onnx.helper.make_opsetid("", opset)]
+    imports += [onnx.helper.make_opsetid(node.domain, 1)] if node.domain not in ("", "ai.onnx") else []
+    evaluator = ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=imports))
     return [np.asarray(result) for result in evaluator.run(None, feeds)]
 
 
@@ -178,7 +183,7 @@ def shape_values(graph: Graph, shapes: dict[str, Shape], constants: dict[str, Ar
         if any(int(np.prod(shapes.get(name, ()), dtype=np.int64)) > _SMALL_VALUE for name in node.outputs):
             continue
         with contextlib.suppress(Exception):  # whatever can't be evaluated has no value, which is always safe
-            values.update(zip(node.outputs, run_node(node, graph.opset, operands), strict=False))
+            values.update(zip(filter(None, node.outputs), run_node(node, graph.opset, operands), strict=False))
     return {name: v for name, v in values.items() if v is not None}
 
 

@@ -2,11 +2,12 @@
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/selection.py [--json FILE]
 
-Both pick the same channels in the same order (`select.sampled`, `select.sampled_reference`). The double loop takes the norm
-of the summed rows anew for every candidate: to remove k of C channels, C + (C − 1) + … + (C − k + 1) norms of m numbers.
-It is measured on two smaller cases, one with fewer channels and one with as many of which fewer go, and extrapolated by
-the number of these norms times m. Rows are float32 and computed with in float64 by both. One thread for both is fair (the
-loop can't use more) and steady on a machine that does other work too; without the variable BLAS takes all cores.
+Both pick the same channels in the same order (`select.sampled`, `select.sampled_reference`). The double loop takes the
+norm of the summed rows anew for every candidate: to remove k of C channels, C + (C − 1) + … + (C − k + 1) norms of m
+numbers. It is measured on two smaller cases, one with fewer channels and one with as many of which fewer go, and
+extrapolated by the number of these norms (times m, which is the same). Rows are float32; both compute in float64. One
+thread for both is fair (the loop has no use for more) and steady on a machine that does other work too; without the
+variable BLAS takes all cores.
 
 The Gram form is also timed in its two parts, since the matrix is a sum over rows that can be streamed as they come.
 """
@@ -99,7 +100,8 @@ def table(gram: dict[str, Any], loops: Sequence[dict[str, Any]], whole: int) -> 
     for loop in loops:
         of = f"{loop['removed']} of {loop['channels']} channels"
         lines.append(
-            f"By {of}: {loop['seconds']:.2f} s × {whole:,} norms / {loop['norms']:,} norms = {loop['extrapolated']:.1f} s; "
+            f"By {of}: {loop['seconds']:.2f} s × {whole:,} norms / {loop['norms']:,} norms = "
+            f"{loop['extrapolated']:.1f} s; "
             f"the Gram form is {loop['extrapolated'] / gram['seconds']:,.0f} times faster, "
             f"its choice alone {loop['extrapolated'] / gram['greedy_seconds']:,.0f} times; "
             f"picks {'identical, in the same order' if loop['same_picks'] else 'DIFFERENT'}."

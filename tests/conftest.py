@@ -1,5 +1,9 @@
 """Says at the end what was not tested for want of files."""
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices; threads that spin slow the runtime down
+
 import pytest
 
 ZOO_ABSENT = "no folder of real models beside the repository (../shared/zoo)"

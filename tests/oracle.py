@@ -101,8 +101,8 @@ def deep_differences(
     if not names:
         return {}
     lost = loss(analysis, kept)
-    masked = _values(verify.masked(model, plan), names, feeds)
-    cut = _values(pruned, names, feeds)
+    masked = values_of(verify.masked(model, plan), names, feeds)
+    cut = values_of(pruned, names, feeds)
     differences: dict[str, float] = {}
     for name in names:
         expected, actual = masked[name], cut[name]
@@ -112,7 +112,7 @@ def deep_differences(
     return differences
 
 
-def _values(model: onnx.ModelProto, names: list[str], feeds: Feeds) -> dict[str, Array]:
+def values_of(model: onnx.ModelProto, names: list[str], feeds: Feeds) -> dict[str, Array]:
     """The values of some tensors, nothing fused."""
     copy = runtime.runnable(model)
     present = {output.name for output in copy.graph.output}

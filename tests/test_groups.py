@@ -170,6 +170,20 @@ def test_squeeze_excite_is_not_a_residual_stream() -> None:
     assert weights_of(groups["/wide"].consumers) == {"squeeze.weight", "project.weight"}
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_sum_within_a_convolution_is_a_residual_stream(same: bool) -> None:
+    """ONNX Runtime's FusedConv adds its fourth operand."""
+    b = Build(17)
+    h = b.conv(b.input(), 3, 8, name="stem")
+    other = b.conv("x", 3, 8, name="other")
+    z = b.node("Relu", h if same else other)
+    inner = b.conv(h, 8, 6, name="inner")
+    y = b.node("FusedConv", inner, b.weight(8, 6, 1, 1), "", z, domain="com.microsoft", activation="Relu", out="sum")
+    b.output(b.node("Conv", y, b.weight(5, 8, 1, 1)))
+    coupled = {group.name for group in analysed(b.model(), b.feed()).groups if group.coupled}
+    assert coupled == {"/stem" if same else "/other"}
+
+
 def test_head_on_two_levels_ties_the_levels() -> None:
     _, _, analysis = known(shared_head)
     assert sizes(analysis) == {"/level1": 8, "/head1_0": 6}

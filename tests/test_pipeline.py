@@ -493,7 +493,8 @@ class TestReport:
         assert (told["options"]["keep"], told["options"]["method"], told["options"]["scope"]) == (0.5, "thinet", "all")
         assert told["options"]["reconstruct"] == "none"
         assert "data.npz" in told["options"]["data"]
-        assert {group["name"]: (group["before"], group["after"], len(group["kept"])) for group in told["plan"]["groups"]} == {
+        groups = {entry["name"]: entry for entry in told["plan"]["groups"]}
+        assert {name: (group["before"], group["after"], len(group["kept"])) for name, group in groups.items()} == {
             "stem": (8, 4, 4), "block1.a": (12, 6, 6), "block2.a": (12, 6, 6),
         }  # fmt: skip
         masked = small_models.initializers(model)

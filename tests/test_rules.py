@@ -13,11 +13,12 @@ import onnx
 import pytest
 from graphs import Build
 from onnx import TensorProto, helper
-from oracle import analysed, holds, random_kept
+from oracle import analysed, holds, random_kept, values_of
 
 from thinet_onnx import graph as graphs
 from thinet_onnx.groups import Analysis, analyse
 from thinet_onnx.rules import RULES
+from thinet_onnx.unfold import count_positions, rows_at, values_at, weight_matrix
 
 CHANNELS = 12
 Make = Callable[[Build, str], str | None]
@@ -842,6 +843,17 @@ def fed_norm(op: str, count: int) -> Make:
     return make
 
 
+def vector(b: Build, h: str) -> str:
+    """One number for each channel."""
+    return b.node("Squeeze", pooled(b, h), b.ints(0, 2, 3))
+
+
+def norm_of_input(b: Build, h: str) -> None:
+    """The input's channels are scaled by first's."""
+    side = b.input("side", (1, CHANNELS, 8, 8))
+    b.output(b.node("InstanceNormalization", side, vector(b, h), b.weight(CHANNELS)))
+
+
 def norm_over_channels(b: Build, h: str) -> str:
     turned = b.node("Transpose", h, perm=[0, 2, 1, 3])
     return b.node("InstanceNormalization", turned, b.weight(8, positive=True), b.weight(8))
@@ -859,6 +871,7 @@ row("BatchNormalization", "of a flat tensor", lambda b, h: b.batch_norm(b.node("
 row("InstanceNormalization", "", instance_norm)
 row("InstanceNormalization", "parameters from inputs", fed_norm("InstanceNormalization", 2), 0, "scale")
 row("InstanceNormalization", "parameters from a layer", styled_norm)
+row("InstanceNormalization", "of an input by a tensor", norm_of_input, 0, "normalises channels that stay")
 row("InstanceNormalization", "channels in space", norm_over_channels, 0, "is normalised over in")
 NORMED = "is normalised over channels"
 
@@ -877,6 +890,10 @@ row("LayerNormalization", "space", layer_norm(8, 8, axis=2))
 row("LayerNormalization", "channels", layer_norm(CHANNELS, 8, 8, axis=1), 0, NORMED)
 row("LayerNormalization", "last axis, scale per channel", layer_norm(CHANNELS, 1, 8, axis=-1), 0, "scale")
 row("LayerNormalization", "statistics in use", layer_norm(8, axis=-1, outs=3))
+row(
+    "LayerNormalization", "scale from a tensor",
+    lambda b, h: b.output(b.node("LayerNormalization", b.input("side", (1, 5, CHANNELS)), vector(b, h))), 0, NORMED,
+)  # fmt: skip
 row("RMSNormalization", "last axis", layer_norm(8, axis=-1, op="RMSNormalization"), opset=23)
 row("RMSNormalization", "channels", layer_norm(CHANNELS, 8, 8, axis=1, op="RMSNormalization"), 0, NORMED, opset=23)
 row(
@@ -1120,6 +1137,9 @@ def conv(
     return make
 
 
+FIXED = "comes from a graph input or another fixed axis"
+
+
 def convolution_of_rank(rank: int) -> Make:
     def make(b: Build, h: str) -> None:
         y = b.node("Reshape", h, b.ints(1, CHANNELS, *{1: (64,), 3: (4, 4, 4)}[rank]))
@@ -1168,6 +1188,33 @@ row(
     "whose weights are computed at run time",
 )  # fmt: skip
 row("Conv", "output of the graph", lambda b, h: (b.output(h), h)[1], 0, "feeds the graph output 'first'")
+
+
+def uncut(b: Build, *shape: int) -> str:
+    """Weights of a type that is never cut."""
+    values = b.const(b.rng.integers(0, 2**16, shape).astype(np.uint16))
+    return b.node("DequantizeLinear", values, b.scalar(1e-5), b.const(np.uint16(2**15)))
+
+
+def weights_of_input(b: Build, h: str) -> None:
+    """The same weights read first's channels and those of an input."""
+    weight = b.weight(5, CHANNELS, 1, 1)
+    b.output(*(b.node("Conv", name, weight) for name in (h, b.input("side", (1, CHANNELS, 8, 8)))))
+
+
+row(
+    "Conv",
+    "weights that are never cut",
+    lambda b, h: b.node("Conv", h, uncut(b, 5, CHANNELS, 1, 1)),
+    0,
+    FIXED,
+    opset=21,
+)
+row("Conv", "weights shared with an input", weights_of_input, 0, FIXED)
+
+
+def bias_of_uncut(b: Build, h: str) -> None:
+    b.output(b.node("Gemm", b.input("z", (1, 4)), uncut(b, 4, CHANNELS), b.node("Flatten", pooled(b, h))))
 
 
 def chosen_weights(b: Build) -> str:
@@ -1240,6 +1287,21 @@ for a_turned in (0, 1):
             gemm(a_turned, b_turned, op="FusedGemm", domain="com.microsoft", activation="Relu"),
         )  # fmt: skip
 row("Gemm", "no bias", gemm(0, 1, None))
+row(
+    "Conv", "depthwise, bias from an input",
+    lambda b, h: b.node("Conv", h, b.weight(CHANNELS, 1, 1, 1), b.input("shift", (CHANNELS,)), group=CHANNELS), 0,
+    "as its bias, which can't be cut",
+)  # fmt: skip
+
+
+def depthwise_of_input(b: Build, h: str) -> None:
+    """The input's channels are shifted by first's."""
+    side = b.input("side", (1, CHANNELS, 8, 8))
+    b.output(b.node("Conv", side, b.weight(CHANNELS, 1, 1, 1), vector(b, h), group=CHANNELS))
+
+
+row("Conv", "depthwise, bias is a tensor", depthwise_of_input, 0, "is the bias of channels that stay")
+row("Gemm", "bias is a tensor", bias_of_uncut, 0, "is the bias of channels that stay", opset=21)
 row("Gemm", "scalar bias", gemm(0, 1, ()))
 row("Gemm", "bias of one row", gemm(0, 0, (1, 7)))
 row("Gemm", "after flatten", lambda b, h: b.node("Relu", b.gemm(b.node("Flatten", h), CHANNELS * 64, 6)))
@@ -1400,6 +1462,33 @@ def test_rule(case: Case) -> None:
     if analysis.groups and not case.shapes:
         for kept in plans(analysis):
             holds(model, analysis, kept, b.feed())
+
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "com.microsoft::FusedMatMul")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES if case.kind in LINEAR])
+def test_linear_layers_are_what_they_are_noted_as(case: Case) -> None:
+    """alpha · windows of x · weights + beta · bias is the layer's output."""
+    b = built(case)
+    model = b.model()
+    analysis = known(case, b, model)
+    for layer in analysis.context.linears:
+        weight = analysis.graph.fold(layer.weight)
+        name = layer.node.operand(layer.bias) if layer.bias is not None else ""
+        wanted = [each for each in (layer.x, layer.node.key, name) if each and each not in analysis.graph.derived]
+        found = values_of(model, wanted, b.feed())
+        x, y = found[layer.x], found[layer.node.key]
+        bias = (found.get(name) if name in found else analysis.graph.fold(name)) if name else None
+        assert weight is not None
+        matrices = weight_matrix(weight, layer.in_axis, layer.groups, layer.window)
+        picks = np.arange(count_positions(x.shape, layer.x_axis, layer.window))
+        rows = rows_at(x, layer.x_axis, layer.window, picks).reshape(len(picks), layer.groups, -1)
+        sums = layer.alpha * np.einsum("pgn,gdn->pgd", rows, matrices).reshape(len(picks), -1)
+        if bias is not None:
+            shift = layer.beta * (bias.reshape(-1, *[1] * (y.ndim - 2)) if "Conv" in layer.node.op else bias)
+            sums += values_at(np.broadcast_to(shift, y.shape), layer.y_axis, picks)
+        assert np.allclose(sums, values_at(y, layer.y_axis, picks), atol=1e-4)
 
 
 UNKNOWN = {

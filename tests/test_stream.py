@@ -381,12 +381,14 @@ class TestWatcher:
         weights = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
         lossy = small_models.initializers(model)[weights["b"]].copy()
         lossy[:, ::2] = 0
-        thin = small_models.replaced(model, {weights["b"]: lossy})
+        other = 0.7 * small_models.initializers(model)[weights["c"]]
+        thin = small_models.replaced(model, {weights["b"]: lossy, weights["c"]: other})
         consumer = watched(model, "d")
         assert consumer.other == [stream]
         watcher, (dense, pruned) = self.watch(consumer, [model, thin])
         (found,) = View.of(watcher, centred=True).parts
         u = patches(pruned[consumer.layer.x])
+        assert not np.allclose(u, patches(dense[consumer.layer.x]))
         t = answers(dense[consumer.layer.node.key]) + answers(dense[stream] - pruned[stream]) / scale
         np.testing.assert_allclose(found.t, t.mean(0), rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(found.energy, t.var(0), rtol=1e-3)

@@ -65,20 +65,19 @@ def allocate(
     """
     least = [options[0] for options in choices]
     floor = cost.total(least)
+    limit *= 1 + 1e-9  # sums of floats
     if floor > limit:
         raise TargetError(
             f"The target asks for {limit:,.0f} to remain, but with every group at its narrowest {floor:,.0f} are left; "
             "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
         )
     kept = list(sizes)
-    current = cost.total(kept)
     steps = [_best_step(group, kept, choices[group], curves[group], cost) for group in range(len(sizes))]
-    while current > limit:
+    while cost.total(kept) > limit:
         group = min(range(len(steps)), key=lambda g: steps[g][0])
         rate, width = steps[group]
         if np.isinf(rate):
             raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
-        current -= cost.saving(kept, group, width)
         kept[group] = width
         for changed in {group, *cost.neighbours(group)}:
             steps[changed] = _best_step(changed, kept, choices[changed], curves[changed], cost)

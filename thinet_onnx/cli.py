@@ -152,7 +152,7 @@ def prune(
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
-        output = output or model.with_name(f"{model.stem}_pruned.onnx")
+        output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data}
         _check_output("OUTPUT", output, inputs)
         if output.exists() and output.suffix != ".onnx":

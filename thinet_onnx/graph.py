@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]
 
 _LARGE = 2_000_000_000  # bytes; beyond this protobuf needs external data
+_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"})
 _SMALL_VALUE = 1 << 16  # elements; shape arithmetic never has more
 
 
@@ -120,6 +121,22 @@ class Graph:
             value = self._values[name]
         return value
 
+    def moved_from(self, name: str) -> list[str]:
+        """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved.
+
+        Moves are Transpose, Reshape, Cast and the like; the first may be a DequantizeLinear of the constant itself.
+        """
+        chain = [name]
+        while name not in self.tensors:
+            node = self.producer.get(name)
+            if node is None or name not in self.derived:
+                return []
+            if node.op not in _MOVES and not (node.op == "DequantizeLinear" and node.inputs[0] in self.tensors):
+                return []
+            name = node.inputs[0]
+            chain.append(name)
+        return chain
+
     def ancestors(self, names: Iterable[str], stop: Iterable[str] = ()) -> set[int]:
         """Indices (`Node.index`) of the nodes that compute `names` from `stop`, inputs and constants."""
         known, found = set(stop), set[int]()
@@ -136,6 +153,7 @@ class Graph:
 
 def run_node(node: Node, opset: int, operands: list[Array | None]) -> list[Array]:
     """One node's outputs by ONNX's reference implementation."""
+    assert node.proto is not None
     feeds = {name: operand for name, operand in zip(node.inputs, operands, strict=True) if name}
     assert all(operand is not None for operand in feeds.values())
     alone = onnx.helper.make_graph(
@@ -144,7 +162,10 @@ def run_node(node: Node, opset: int, operands: list[Array | None]) -> list[Array
     )  # fmt: skip
     imports = [onnx.helper.make_opsetid("", opset)]
     imports += [onnx.helper.make_opsetid(node.domain, 1)] if node.domain not in ("", "ai.onnx") else []
-    evaluator = ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=imports))
+    try:
+        evaluator = ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=imports))
+    except RuntimeError:  # no implementation as old as that (DequantizeLinear): the newest computes the same
+        evaluator = ReferenceEvaluator(node.proto)
     return [np.asarray(result) for result in evaluator.run(None, feeds)]
 
 
@@ -203,7 +224,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if file.is_dir():
         raise ModelError(f"{file} is a folder; pass the path of an .onnx model.")
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except DecodeError:
         raise ModelError(f"{file} is not an ONNX file or is truncated; export or copy it again.") from None
     except OSError as error:
@@ -295,7 +316,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external: str 
 def on_disk(path: str | os.PathLike[str]) -> tuple[int, str | None]:
     """Bytes that a model takes on disk with its data files, and ".data" if it has any, else None."""
     file = Path(path)
-    model = onnx.load(str(file), load_external_data=False)
+    model = onnx.load(str(file), format="protobuf", load_external_data=False)
     beside = {
         entry.value for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data if entry.key == "location"

@@ -305,9 +305,11 @@ def make_plan(analysis: Analysis, kept: list[Ids]) -> PrunePlan:
 def source_axis(analysis: Analysis, layer: Linear) -> tuple[str, int]:
     """The constant and its axis that hold a layer's input channels, through Transpose, Cast and the like.
 
-    Weights that the graph makes up from no constant (ConstantOfShape) are named by the operand itself.
+    Weights that the graph computes from constants in another way (a sum, ConstantOfShape) are named by the operand.
     """
     labels = analysis.context.tensors[layer.weight][layer.in_axis]
+    if not analysis.graph.moved_from(layer.weight):
+        return layer.weight, layer.in_axis
     for name, axes in analysis.context.constants.items():
         for axis, vector in axes.items():
             if vector[0] <= labels[0] <= vector[-1]:
@@ -327,6 +329,10 @@ def _edits(analysis: Analysis, lost: LostFunction) -> list[IntEdit]:
     values = shape_values(graph, after)
     edits = []
     for use in context.sizes:
+        if not any(
+            lost(v).any() for name in (*use.node.inputs, *use.node.outputs) for v in context.axes(name).values()
+        ):
+            continue
         new = _wanted(use, lost)
         if use.implicit and len(set(new.values())) == 1:
             continue

@@ -4,6 +4,7 @@ Everything here takes protobufs and arrays and returns arrays. Models for runnin
 declared shapes of inner tensors and outputs, so that a file exported for batch 1 may be tried with more.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from thinet_onnx.graph import Graph, Shape
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
+_LONGEST = 280  # characters of ONNX Runtime's own words in a message
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidArgument,
     ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
@@ -47,7 +49,7 @@ def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) 
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
-        raise ModelError(f"ONNX Runtime can't load the model: {_first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime can't load the model ({_first_line(error)}).") from error
 
 
 def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None) -> list[Array]:
@@ -59,12 +61,16 @@ def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None 
     try:
         results: list[Array] = active.run(names, feeds)
     except _ORT_ERRORS as error:
-        raise ModelError(f"ONNX Runtime can't run the model on these inputs: {_first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime can't run the model on these inputs ({_first_line(error)}).") from error
     return results
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """What ONNX Runtime complains of, without its error codes and C++ signatures."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())).rstrip(" .")
+    if len(text) > _LONGEST:
+        text = "… " + text[-_LONGEST:].partition(" ")[2]
+    return text
 
 
 def runnable(model: onnx.ModelProto) -> onnx.ModelProto:

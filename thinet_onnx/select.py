@@ -12,6 +12,8 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 Order = NDArray[np.int64]
 
+_BLOCK = 4096  # rows multiplied in float32 before they are added in float64
+_ROUNDING = 1e-6  # of a Gram matrix made in such blocks, relative to the product of two norms
 _WIDE = 384  # columns; from here on backward elimination takes several units at a time
 
 
@@ -46,12 +48,38 @@ def greedy(m: Floats, count: int | None = None) -> tuple[Order, Doubles]:
 def sampled(x: Floats, count: int | None = None) -> Order:
     """The paper's choice from sampled rows: least ‖Σ_{T∪j} x‖ (Eq. 6), by the Gram matrix of the rows.
 
+    The matrix is multiplied in float32 and summed in float64; candidates that its rounding can't tell apart are compared
+    by their norms, computed in full. So the picks are those of the published loop.
+
     Args:
         x: (m×C) partial sums x̂ of one output filter at one position each.
         count: how many to remove.
     """
-    rows = np.asarray(x, np.float64)
-    return greedy(rows.T @ rows, count)[0]
+    rows = np.ascontiguousarray(x, np.float32)
+    m = np.zeros((rows.shape[1], rows.shape[1]))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        m += block.T @ block
+    size = np.sqrt(np.diag(m))
+    gain, reach = np.array(np.diag(m)), 0.0
+    order: list[int] = []
+    for _ in range(len(m) if count is None else count):
+        doubt = _ROUNDING * size * (size + 2 * reach)
+        least = int(np.argmin(gain + doubt))
+        close = np.flatnonzero(gain - doubt <= gain[least] + doubt[least])
+        unit = least if len(close) == 1 else _exact_least(x, order, close)
+        order.append(unit)
+        reach += size[unit]
+        gain += 2.0 * m[unit]
+        gain[unit] = np.inf
+    return np.array(order, np.int64)
+
+
+def _exact_least(x: Floats, removed: list[int], candidates: Order) -> int:
+    """The candidate with the least norm of the removed sum, in float64; the first of those that are equal."""
+    total = np.asarray(x[:, removed], np.float64).sum(1)
+    norms = [float(np.square(total + x[:, unit]).sum()) for unit in candidates.tolist()]
+    return int(candidates[int(np.argmin(norms))])
 
 
 def sampled_reference(x: Floats, count: int) -> Order:

@@ -66,6 +66,8 @@ def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> InputSpe
         raise ModelError(
             f"The input {value.name!r} is no tensor, or its data type is not stated; only tensors are understood."
         )
+    if tensor.elem_type not in onnx.TensorProto.DataType.values():
+        raise ModelError(f"The input {value.name!r} has the data type {tensor.elem_type}, which ONNX doesn't know.")
     return InputSpec(value.name, tuple(declared), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
 
 

@@ -4,6 +4,7 @@ graphsurgeon's export forgets doc strings, metadata and whatever it has no field
 changed are taken over from it into a copy of the original file.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ from thinet_onnx.plan import IntEdit, PrunePlan, TensorCut
 Array = np.ndarray[Any, Any]
 
 
-_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"})
-
+_DATA_FIELDS = (
+    "dims", "raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data",
+    "data_location",
+)  # fmt: skip
 _ELEMENTWISE = frozenset({"Cast", "CastLike", "DequantizeLinear"})
 _SHAPE_READERS = frozenset({"Shape", "Size"})  # they don't mind other values
 
@@ -55,8 +58,9 @@ def apply(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
         _slice(tensors, nodes, cut)
         constants.add(cut.tensor)
     patched: dict[str, list[str]] = {}
+    taken = set(tensors) | {tensor.name for node in graph.nodes for tensor in node.outputs}
     for edit in plan.edits:
-        made, helper = _edit(nodes[edit.node], edit)
+        made, helper = _edit(nodes[edit.node], edit, taken)
         constants.update(made)
         graph.nodes.extend(helper)
         patched.setdefault(edit.node, []).extend(node.outputs[0].name for node in helper)
@@ -77,7 +81,7 @@ def _slice(tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node], cut: Tensor
             node.attrs[name] = np.delete(np.array(value), cut.removed, cut.axis).tolist()
 
 
-def _edit(node: gs.Node, edit: IntEdit) -> tuple[list[str], list[gs.Node]]:
+def _edit(node: gs.Node, edit: IntEdit, taken: set[str]) -> tuple[list[str], list[gs.Node]]:
     """Set integers of an attribute or operand; returns the constants and nodes made for it."""
     if edit.attribute is not None:
         old = node.attrs.get(edit.attribute)
@@ -94,24 +98,39 @@ def _edit(node: gs.Node, edit: IntEdit) -> tuple[list[str], list[gs.Node]]:
     while len(node.inputs) <= edit.operand:
         node.inputs.append(gs.Variable.empty())
     operand = node.inputs[edit.operand]
-    name = f"{node.outputs[0].name}_thinet_{edit.operand}"
-    values = [0 if value is None else value for value in edit.values]
+    name = _free(f"{node.outputs[0].name}_thinet_{edit.operand}", taken)
     known = _constant_of(operand)
-    dtype = known.dtype if known is not None else np.dtype(np.int64)
     if known is None and None in edit.values:
-        chosen = gs.Constant(f"{name}_known", np.array([value is not None for value in edit.values]))
-        constant = gs.Constant(f"{name}_sizes", np.array(values, dtype))
-        result = gs.Variable(name, dtype)
-        node.inputs[edit.operand] = result
-        return [chosen.name, constant.name], [
-            gs.Node("Where", name, inputs=[chosen, constant, operand], outputs=[result])
-        ]
+        return _patch(node, edit, name)
+    values = [0 if value is None else value for value in edit.values]
     if known is not None:
         flat = np.ravel(known)
         values = [int(flat[index]) if value is None else value for index, value in enumerate(edit.values)]
     shape = known.shape if known is not None and known.size == len(values) else (len(values),)
+    dtype = np.dtype(np.int64) if known is None else known.dtype
     node.inputs[edit.operand] = gs.Constant(name, np.array(values, dtype).reshape(shape))
     return [name], []
+
+
+def _patch(node: gs.Node, edit: IntEdit, name: str) -> tuple[list[str], list[gs.Node]]:
+    """Replace the known elements of an operand that is computed at run time: operand × open + known."""
+    is_open = gs.Constant(f"{name}_open", np.array([value is None for value in edit.values], np.int64))
+    known = gs.Constant(f"{name}_known", np.array([value or 0 for value in edit.values], np.int64))
+    product, total = gs.Variable(f"{name}_rest", np.int64), gs.Variable(name, np.int64)
+    helpers = [
+        gs.Node("Mul", product.name, inputs=[node.inputs[edit.operand], is_open], outputs=[product]),
+        gs.Node("Add", total.name, inputs=[product, known], outputs=[total]),
+    ]
+    node.inputs[edit.operand] = total
+    return [is_open.name, known.name], helpers
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no tensor has, nor one that begins with it."""
+    while any(other.startswith(name) for other in taken):
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _constant_of(tensor: gs.Tensor) -> Array | None:
@@ -158,20 +177,27 @@ def _graft(
         body.append(node)
     for name in sorted(constants - present):
         if name in values and not any(name in node.output for node in model.graph.node):
-            result.graph.initializer.append(values[name])
+            _add_initializer(result, values[name])
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body]
     del result.graph.node[:], result.graph.value_info[:]
     result.graph.node.extend(copies)
     return result
 
 
+def _add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    """A new initializer; files before IR version 4 list it among the inputs as well."""
+    model.graph.initializer.append(tensor)
+    if model.ir_version < 4:
+        declared = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        model.graph.input.append(declared)
+
+
 def _copy_values(source: onnx.TensorProto, target: onnx.TensorProto) -> None:
-    """New dims and data under the old name and doc string."""
-    doc, name = target.doc_string, target.name
-    target.CopyFrom(source)
-    target.name = name
-    if doc:
-        target.doc_string = doc
+    """New dims and data; name, doc string and metadata stay."""
+    for name in _DATA_FIELDS:
+        target.ClearField(name)
+    target.dims.extend(source.dims)
+    target.raw_data = source.raw_data or numpy_helper.to_array(source).tobytes()
 
 
 def _set_shape(value: onnx.ValueInfoProto, dims: list[int]) -> None:
@@ -189,10 +215,7 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
     result.CopyFrom(model)
     graph = Graph(result)
     nodes = {node.output[0]: node for node in result.graph.node if node.output}
-    uses: dict[str, int] = {}
-    for proto in result.graph.node:
-        for name in proto.input if proto.op_type not in _SHAPE_READERS else ():
-            uses[name] = uses.get(name, 0) + 1
+    uses = _readers(graph)
     changes: list[tuple[str, int, Array, str]] = []
     for entry in refits:
         changes.append((entry.node, entry.weight_operand, entry.weight, "weight"))
@@ -204,7 +227,7 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
         readers[source] = readers.get(source, 0) + 1
     for (key, operand, value, suffix), source in zip(changes, sources, strict=True):
         name = graph.producer[key].operand(operand)
-        alone = bool(source) and all(uses[step] == readers[source] for step in _chain(graph, name))
+        alone = bool(source) and all(uses[step] == readers[source] for step in graph.moved_from(name))
         if alone:
             _write(result, graph, name, source, value)
         else:
@@ -212,25 +235,14 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
     return result
 
 
-def _chain(graph: Graph, name: str) -> list[str]:
-    """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved.
-
-    The first step may also be a DequantizeLinear of the constant itself.
-    """
-    chain = [name]
-    while name not in graph.tensors:
-        node = graph.producer.get(name)
-        if node is None or name not in graph.derived:
-            return []
-        if node.op not in _MOVES and not (node.op == "DequantizeLinear" and node.inputs[0] in graph.tensors):
-            return []
-        name = node.inputs[0]
-        chain.append(name)
-    return chain
+def _readers(graph: Graph) -> dict[str, int]:
+    """How often the values of each tensor are read: by nodes, by bodies of If and Loop, as an output of the graph."""
+    reads = [name for node in graph.nodes if node.op not in _SHAPE_READERS for name in (*node.inputs, *node.captured)]
+    return dict(Counter([*reads, *graph.outputs]))
 
 
 def _source(graph: Graph, name: str) -> str:
-    chain = _chain(graph, name) if name else []
+    chain = graph.moved_from(name) if name else []
     return chain[-1] if chain else ""
 
 
@@ -239,7 +251,7 @@ def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: 
     old = graph.tensors[source]
     shape = tuple(old.dims)
     places = np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape)
-    for step in reversed(_chain(graph, name)[:-1]):
+    for step in reversed(graph.moved_from(name)[:-1]):
         node = graph.producer[step]
         if node.op in _ELEMENTWISE:
             continue
@@ -260,7 +272,7 @@ def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: 
 
 def _quantised(graph: Graph, name: str, value: Array) -> Array:
     """Values as a constant keeps them: rounded to its scale where the graph dequantises it first, else as they are."""
-    first = graph.producer.get(name if len(_chain(graph, name)) < 2 else _chain(graph, name)[-2])
+    first = graph.producer.get(name if len(graph.moved_from(name)) < 2 else graph.moved_from(name)[-2])
     if first is None or first.op != "DequantizeLinear":
         return value
     scale, zero = (
@@ -278,10 +290,11 @@ def _quantised(graph: Graph, name: str, value: Array) -> Array:
 
 
 def _attach(model: onnx.ModelProto, node: onnx.NodeProto, operand: int, value: Array, name: str) -> None:
-    taken = {tensor.name for tensor in model.graph.initializer}
-    while name in taken:
-        name += "_"
-    model.graph.initializer.append(numpy_helper.from_array(value, name))
+    taken = {tensor.name for tensor in model.graph.initializer} | {
+        n for other in model.graph.node for n in other.output
+    }
+    name = _free(name, taken)
+    _add_initializer(model, numpy_helper.from_array(value, name))
     while len(node.input) <= operand:
         node.input.append("")
     node.input[operand] = name

@@ -25,8 +25,9 @@ _LAST_DIGIT = 2.0**-23  # of 1.0 in float32
 def masked(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
     """The model, uncut, with zeros in the weights that read the plan's removed channels.
 
-    A quantised weight gets its zero point there, which must be 0 (symmetric quantisation).
+    A quantised weight gets its zero point there; a weight that the graph computes is replaced as a whole.
     """
+    graph = Graph(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     holders = {tensor.name: tensor for tensor in result.graph.initializer}
@@ -34,17 +35,29 @@ def masked(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
         for attribute in node.attribute if node.op_type == "Constant" else ():
             if attribute.name == "value":
                 holders[node.output[0]] = attribute.t
-    made = {c.weight: Graph(model).fold(c.weight) for c in plan.consumers if c.weight not in holders}
+    made = {c.weight: graph.fold(c.weight) for c in plan.consumers if c.weight not in holders}
     for consumer in plan.consumers:
         tensor = holders.get(consumer.weight)
         value = made[consumer.weight] if tensor is None else numpy_helper.to_array(tensor)
         value = np.array(value)
-        value[(slice(None),) * consumer.axis + (list(consumer.removed),)] = 0
+        place = (slice(None),) * consumer.axis + (list(consumer.removed),)
+        value[place] = _zero(graph, consumer.weight, value)[place]
         if tensor is None:
             _stand_in(result, consumer.weight, value)
         else:
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     return result
+
+
+def _zero(graph: Graph, weight: str, value: Array) -> Array:
+    """What stands for zero in a constant: the zero points of a quantised one."""
+    for node in graph.consumers.get(weight, []):
+        points = graph.fold(node.operand(2)) if node.op == "DequantizeLinear" and node.operand(2) else None
+        if points is not None and node.inputs[0] == weight:
+            axis = node.attrs.get("axis", 1) % max(value.ndim, 1)
+            return np.broadcast_to(points.reshape([-1 if a == axis else 1 for a in range(value.ndim)])
+                                   if points.size > 1 else points.ravel()[0], value.shape)  # fmt: skip
+    return np.zeros_like(value)
 
 
 def _stand_in(model: onnx.ModelProto, name: str, value: Array) -> None:

@@ -113,7 +113,7 @@ def convolution_window(node: Node, x: Sequence[int], weight: Sequence[int], y: S
             else:
                 total.append(max((y[2 + a] - 1) * strides[a] + span - x[2 + a], 0))
         halves = [(t // 2, t - t // 2) for t in total]
-        pads = tuple(half if (auto == "SAME_UPPER") != transposed else half[::-1] for half in halves)
+        pads = tuple((0, sum(h)) if sum(h) < 0 else h if auto == "SAME_UPPER" else h[::-1] for h in halves)
     elif auto == "VALID":
         pads = ((0, 0),) * rank
     return Window(kernel, strides, dilations, pads, transposed, extra)

@@ -367,6 +367,16 @@ row(
     "Reshape", "attribute", lambda b, h: b.node("Reshape", h, shape=[1, CHANNELS, 64], out="flat"), opset=4, reason="",
     shapes={"flat": (1, CHANNELS, 64), "last": (1, 5, 64)},
 )  # fmt: skip
+
+
+def two_labelled_axes(b: Build, h: str) -> str:
+    """first's channels on axis 1 and those of a product on axis 2 come to share an axis."""
+    y = b.node("Relu", b.node("MatMul", b.node("Reshape", h, b.ints(1, CHANNELS, 64)), b.weight(64, 6)))
+    b.output(b.conv(b.node("MatMul", y, b.weight(6, 5)), CHANNELS, 5, rank=1))
+    return b.node("Reshape", y, b.ints(1, -1))
+
+
+row("Reshape", "flatten two axes with channels", two_labelled_axes)
 row("Flatten", "", unary("Flatten"))
 row("Flatten", "from the start", unary("Flatten", axis=0))
 row("Flatten", "negative axis", unary("Flatten", axis=-3))

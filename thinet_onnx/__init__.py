@@ -58,6 +58,7 @@ def prune(
     samples: int | None = None,
     seed: int = 0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    random_data: bool = False,
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     **pixels: Any,
@@ -79,6 +80,7 @@ def prune(
         samples: how many of the data to take, at random.
         seed: of all that is random.
         shapes: sizes of inputs that the file leaves open.
+        random_data: calibrate on noise, with `data` None; the report warns.
         test_data: labelled data, for accuracy before and after.
         output: where to write the result.
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
@@ -100,7 +102,9 @@ def prune(
         scope=scope, include=tuple(include), exclude=tuple(exclude), round_to=round_to, samples=samples, seed=seed,
         shapes=dict(shapes or {}),
     )  # fmt: skip
-    return pipeline.prune(model, data, options, preprocess=Preprocess(**pixels), test_data=test_data, output=output)
+    return pipeline.prune(
+        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output
+    )  # fmt: skip
 
 
 def inspect(

@@ -46,7 +46,12 @@ def uniform(sizes: Sequence[int], choices: Sequence[Sequence[int]], keep: float)
 
 
 def allocate(
-    sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost, limit: float
+    sizes: Sequence[int],
+    choices: Sequence[Sequence[int]],
+    curves: Sequence[Curve],
+    cost: Cost,
+    limit: float,
+    unit: str = "MACs",
 ) -> list[int]:
     """Channels to keep in each group so that the cost is at most `limit` and the added error least.
 
@@ -59,6 +64,7 @@ def allocate(
         curves: error of each group.
         cost: the network's cost.
         limit: what may remain.
+        unit: what the cost counts, for the message.
 
     Raises:
         TargetError: the narrowest choice of all groups still costs more.
@@ -68,7 +74,7 @@ def allocate(
     limit *= 1 + 1e-9  # sums of floats
     if floor > limit:
         raise TargetError(
-            f"The target asks for {limit:,.0f} to remain, but with every group at its narrowest {floor:,.0f} are left; "
+            f"--target leaves {limit:,.0f} {unit}, but with every group at its narrowest {floor:,.0f} {unit} remain; "
             "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
         )
     kept = list(sizes)

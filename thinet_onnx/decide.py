@@ -72,12 +72,15 @@ def decide(
         return Decision(budget.uniform(sizes, choices, options.keep), {}, None)
     assert options.target is not None
     cost = analysis.macs if options.target.kind == "macs" else analysis.params
+    unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
     base = cost.total(sizes)
     limit = options.target.value * (base if options.target.relative else 1)
     if limit >= base:
-        raise TargetError(f"The target {options.target} is no less than the {base:,.0f} there are; ask for fewer.")
+        raise TargetError(
+            f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
+        )
     curves, sensitivity = _weigh(model, chooser, views, candidates, feeds, progress)
-    widths = budget.allocate(sizes, choices, curves, cost, limit)
+    widths = budget.allocate(sizes, choices, curves, cost, limit, unit)
     widths = _land(widths, chooser, candidates, curves, limit, base)
     missed = (limit - cost.total(widths)) / base
     remark = None

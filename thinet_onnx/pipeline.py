@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,13 +211,13 @@ class _Run:
         self.progress.start("Observing the original", len(wanted))
         stream, stops = tour(self.analysis, wanted, feeds)
         views = {}
-        for consumer, tensors in stops:
-            watcher = self._watcher(consumer)
-            for batch in tensors:
-                watcher.add(batch)
-            views[consumer] = View.of(watcher, centred=chooser.centred)
-            self.progress.advance()
-        stream.close()
+        with closing(stream):
+            for consumer, tensors in stops:
+                watcher = self._watcher(consumer)
+                for batch in tensors:
+                    watcher.add(batch)
+                views[consumer] = View.of(watcher, centred=chooser.centred)
+                self.progress.advance()
         return views
 
     def _watcher(self, consumer: Consumer) -> Watcher:
@@ -243,25 +244,24 @@ class _Run:
         pruned, others = tour(self.analysis, touched, feeds)
         picks: dict[int, Ids] = {}
         rebuilt = []
-        for (consumer, dense), (_, thin) in zip(stops, others, strict=True):
-            watcher = self._watcher(consumer)
-            for left, right in zip(dense, thin, strict=True):
-                watcher.add(left, right)
-            view = View.of(watcher, centred=chooser.centred)
-            views[consumer] = view
-            for g in cut:
-                if g not in picks and consumer in chooser.readers[g]:
-                    picks[g] = np.sort(chooser.order(g, views)[groups[g].size - decision.widths[g] :])
-            new = chooser.rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
-            rebuilt.append(new)
-            for refit in new.refits():
-                node = self.analysis.graph.producer[refit.node]
-                pruned.replace(node, refit.weight_operand, refit.weight)
-                if refit.bias_operand is not None and refit.bias is not None:
-                    pruned.replace(node, refit.bias_operand, refit.bias)
-            self.progress.advance()
-        original.close()
-        pruned.close()
+        with closing(original), closing(pruned):
+            for (consumer, dense), (_, thin) in zip(stops, others, strict=True):
+                watcher = self._watcher(consumer)
+                for left, right in zip(dense, thin, strict=True):
+                    watcher.add(left, right)
+                view = View.of(watcher, centred=chooser.centred)
+                views[consumer] = view
+                for g in cut:
+                    if g not in picks and consumer in chooser.readers[g]:
+                        picks[g] = np.sort(chooser.order(g, views)[groups[g].size - decision.widths[g] :])
+                new = chooser.rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
+                rebuilt.append(new)
+                for refit in new.refits():
+                    node = self.analysis.graph.producer[refit.node]
+                    pruned.replace(node, refit.weight_operand, refit.weight)
+                    if refit.bias_operand is not None and refit.bias is not None:
+                        pruned.replace(node, refit.bias_operand, refit.bias)
+                self.progress.advance()
         return [picks.get(g, whole[g]) for g in range(len(groups))], rebuilt
 
 

@@ -45,7 +45,11 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
     complaint = graphs.check(proto)
     warnings = [f"onnx.checker objects to {name} ({complaint}); pruned all the same."] if complaint else []
     known = {value.name for value in graph.inputs}
-    for wrong in set(shapes) - known:
+    if not known:
+        raise ModelError(
+            f"{name} has no input, so there is nothing it could be calibrated on; export it with its inputs."
+        )
+    for wrong in sorted(set(shapes) - known):
         raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
     specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
     size, external = (proto.ByteSize(), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)

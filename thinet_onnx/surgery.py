@@ -178,10 +178,35 @@ def _graft(
     for name in sorted(constants - present):
         if name in values and not any(name in node.output for node in model.graph.node):
             _add_initializer(result, values[name])
+    body = _without_orphans(model, result, body)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body]
     del result.graph.node[:], result.graph.value_info[:]
     result.graph.node.extend(copies)
     return result
+
+
+def _without_orphans(
+    model: onnx.ModelProto, result: onnx.ModelProto, body: list[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """Drop constants that somebody read before the edits and nobody reads now; returns the nodes that stay."""
+    before, now = ({name for node in nodes for name in node.input} for nodes in (model.graph.node, body))
+    orphans = before - now - {value.name for value in model.graph.output} - _names_in_bodies(body)
+    for entries in (result.graph.initializer, result.graph.input):
+        constants = {tensor.name for tensor in model.graph.initializer}
+        kept = [entry for entry in entries if entry.name not in orphans & constants]
+        if len(kept) < len(entries):
+            copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
+            del entries[:]
+            entries.extend(copies)
+    return [node for node in body if not (node.op_type == "Constant" and node.output[0] in orphans)]
+
+
+def _names_in_bodies(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """Names read inside the bodies of If, Loop and Scan."""
+    bodies = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+    names = {name for body in bodies for node in body.node for name in node.input}
+    names |= {value.name for body in bodies for value in body.output}
+    return names.union(*(_names_in_bodies(body.node) for body in bodies))
 
 
 def _add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:

@@ -380,3 +380,12 @@ def test_in_a_process_of_its_own(here: Path, arguments: list[str], words: list[s
         [sys.executable, "-m", "thinet_onnx", *arguments], cwd=here, capture_output=True, text=True, check=False
     )
     assert names(sentence(done.returncode, done.stdout, done.stderr), *words)
+
+
+def test_a_file_older_than_operator_sets(tmp_path: Path) -> None:
+    model = small_models.plain()
+    del model.opset_import[:]
+    file = tmp_path / "old.onnx"
+    file.write_bytes(model.SerializeToString())
+    message = run("inspect", str(file))
+    assert names(message, "old.onnx", "operator set"), message

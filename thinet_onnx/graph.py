@@ -229,7 +229,11 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"{file} is not an ONNX file or is truncated; export or copy it again.") from None
     except OSError as error:
         raise ModelError(f"{file} can't be read ({error.strerror or error}).") from None
-    if not model.graph.node or not model.opset_import:
+    if model.graph.node and not model.opset_import:
+        raise ModelError(
+            f"{file} names no operator set, as files did before ONNX 1.0; export it again with a newer exporter."
+        )
+    if not model.graph.node:
         raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
     try:
         onnx.load_external_data_for_model(model, str(file.parent))

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -162,6 +163,16 @@ def export(model: nn.Module, path: Path, *, dynamo: bool) -> None:
         )  # fmt: skip
 
 
+def strip_traces(path: Path) -> None:
+    """Take out the stack traces that the dynamo exporter leaves in the file (paths of the machine it ran on)."""
+    model = onnx.load(path)
+    for entry in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        kept = [prop for prop in entry.metadata_props if "stack_trace" not in prop.key]
+        del entry.metadata_props[:]
+        entry.metadata_props.extend(kept)
+    onnx.save(model, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the four .gz idx files")
@@ -192,6 +203,7 @@ def main() -> None:
         print(f"{name}: {accuracy(model, xt, yt):.2%} of 10,000 test images, "
               f"{accuracy(model, xt[:TEST_IMAGES], yt[:TEST_IMAGES]):.2%} of the first {TEST_IMAGES:,}")  # fmt: skip
         export(model, args.out / f"{name}.onnx", dynamo=dynamo)
+        strip_traces(args.out / f"{name}.onnx")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def prune(row: Row, path: Path, source: Source, specs: list[InputSpec]) -> None:
             )
         except TargetError:
             told = pipeline.inspect(path, shapes=shapes, scope="all")
-            least = 1 - told.macs_reachable / told.macs
+            least = 1 - told.macs_removable / told.macs
             row.target = f"macs={100 * least + 2:.1f}%"
             result = pipeline.prune(
                 path, source, PruneOptions(target=Target.parse(row.target), scope="all", shapes=shapes)

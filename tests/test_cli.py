@@ -46,7 +46,7 @@ REPORT = Report(
     plan=PrunePlan((), (), (), ()),
     warnings=("this is a warning",),
 )
-INSPECTION = Inspection("net.onnx", (), (), channels=20, removable=12, macs=2000, macs_reachable=500, params=200)
+INSPECTION = Inspection("net.onnx", (), (), channels=20, removable=12, macs=2000, macs_removable=500, params=200)
 
 
 class Pipeline:

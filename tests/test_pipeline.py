@@ -527,8 +527,8 @@ class TestInspect:
         inner = thinet_onnx.inspect(small_models.residual(), scope="inner")
         assert [row.name for row in inner.groups] == ["block1.a", "block2.a"]
         assert inner.macs == found.macs == 64 * 9 * (3 * 8 + 4 * 8 * 12) + 8 * 5
-        assert inner.macs_reachable == 64 * 9 * 4 * 8 * 11
-        assert inner.macs_reachable < found.macs_reachable
+        assert inner.macs_removable == 64 * 9 * 4 * 8 * 11
+        assert inner.macs_removable < found.macs_removable
 
     @pytest.mark.parametrize("name", ["resnet", "vgg"])
     def test_path_and_proto_agree(self, name: str) -> None:

@@ -156,7 +156,7 @@ def test_the_figures_of_an_inspection(width: int) -> None:
     lines = rendered(INSPECTION, width)
     assert max(map(len, lines)) <= width
     assert row(lines, "Channels") == ["Channels", "720", "480 (66.7%) can be removed, in 2 groups"]
-    assert row(lines, "MACs") == ["MACs", "41.2 M", "10.2 M (24.8%) is the least reachable"]
+    assert row(lines, "MACs") == ["MACs", "41.2 M", "10.2 M (24.8%) can be removed"]
     assert row(lines, "Parameters") == ["Parameters", "272 k"]
     assert row(lines, "conv[1]") == ["conv[1]", "conv2", "48", "12.3 M"]
     assert row(lines, "a") == ["a", "/head/a", "96", "999"]

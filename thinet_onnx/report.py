@@ -166,7 +166,7 @@ def _render_inspection(found: Inspection, console: Console) -> None:
     table.add_column("", overflow="fold")
     removable = f"{found.removable} ({_share(found.removable, found.channels)}) can be removed"
     table.add_row("Channels", str(found.channels), f"{removable}, in {_plural(len(found.groups), 'group')}")
-    reachable = f"{_short(found.macs_reachable)} ({_share(found.macs_reachable, found.macs)}) is the least reachable"
+    reachable = f"{_short(found.macs_removable)} ({_share(found.macs_removable, found.macs)}) can be removed"
     table.add_row("MACs", _short(found.macs), reachable)
     table.add_row("Parameters", _short(found.params), "")
     _print_table(table, console)

@@ -83,7 +83,11 @@ class NotPruned:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The answer of `inspect`: groups that can shrink, channels that can't, and the sums."""
+    """The answer of `inspect`: groups that can shrink, channels that can't, and the sums.
+
+    `channels` are output channels of linear layers, `removable` those of them that may go; `macs_removable` is what the
+    network costs less with every group at its narrowest.
+    """
 
     model: str
     groups: tuple[GroupRow, ...]
@@ -91,7 +95,7 @@ class Inspection:
     channels: int
     removable: int
     macs: int
-    macs_reachable: int
+    macs_removable: int
     params: int
     warnings: tuple[str, ...] = ()
 

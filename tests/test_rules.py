@@ -1015,7 +1015,17 @@ def vector_range(b: Build, h: str) -> None:
 row("Range", "of channels", vector_range, 0, "decides what", shapes={"range": (4,)})
 TAKEN = "is taken apart by"
 row("Einsum", "", unary("Einsum", equation="bchw->bhwc"), 0, TAKEN)
-row("GatherND", "", lambda b, h: b.output(b.node("GatherND", h, b.const(np.array([[0, 3]])))), 0, TAKEN)
+row("GatherND", "of two axes", lambda b, h: b.output(b.node("GatherND", h, b.const(np.array([[0, 3]])))), 0, TAKEN)
+
+
+def indexed(b: Build, h: str) -> str:
+    """Channels picked as newer exporters index: moved to the front, GatherND, moved back."""
+    front = b.node("Transpose", h, perm=[1, 0, 2, 3])
+    picked = b.node("GatherND", front, b.const(np.array([[3], *([i] for i in range(-CHANNELS, 0))])), batch_dims=0)
+    return b.node("Transpose", picked, perm=[1, 0, 2, 3])
+
+
+row("GatherND", "of the first axis", indexed)
 row(
     "GatherElements", "", lambda b, h: b.node("GatherElements", h, b.const(np.zeros((1, 4, 8, 8), np.int64)), axis=1),
     0, TAKEN,
@@ -1217,7 +1227,7 @@ row(
     "weights that are never cut",
     lambda b, h: b.node("Conv", h, uncut(b, 5, CHANNELS, 1, 1)),
     0,
-    FIXED,
+    "whose weights can't be cut",
     opset=21,
 )
 row("Conv", "weights shared with an input", weights_of_input, 0, FIXED)

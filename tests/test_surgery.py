@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from oracle import analysed, holds, prune, random_kept
 
 from thinet_onnx import graph as graphs
-from thinet_onnx import runtime, surgery, verify
+from thinet_onnx import prepare, runtime, surgery, verify
 from thinet_onnx.groups import Analysis
 from thinet_onnx.surgery import Refit
 
@@ -212,12 +212,12 @@ def test_functions_of_the_file_stay_apart_from_the_cut() -> None:
     body = [helper.make_node("Add", ["a", "a"], ["c"])]
     opsets = [helper.make_opsetid("", 17)]
     model.functions.append(helper.make_function("local", "Twice", ["a"], ["c"], body, opsets))
-    inlined = graphs.prepare(model)
+    inlined = prepare.prepare(model)
     assert inlined is not model
     _, pruned = cut(b, inlined)
     assert not pruned.functions
     plain = two_convs().model()
-    assert graphs.prepare(plain) is plain
+    assert prepare.prepare(plain) is plain
 
 
 # --- where weights are kept --------------------------------------------------------------------------------------------
@@ -357,14 +357,14 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
     b = two_convs()
     analysis = analysed(b.model(), b.feed())
     source = tmp_path / "model.onnx"
-    size = graphs.save(b.model(), source, external=".data")
+    size = graphs.save(b.model(), source, beside=".data")
     assert (tmp_path / "model.onnx.data").stat().st_size > 4 * 5 * 12 * 9
     assert size == sum(file.stat().st_size for file in tmp_path.iterdir())
     model = graphs.load(source)
     assert np.array_equal(tensor(model, "second.weight"), tensor(b.model(), "second.weight"))
     plan, pruned = prune(model, analysis, stays(analysis))
     target = tmp_path / "small.onnx"
-    assert graphs.save(pruned, target, external=".data") < size
+    assert graphs.save(pruned, target, beside=".data") < size
     again = graphs.load(target)
     assert verify.oracle(b.model(), again, plan, [b.feed()]) <= 1e-5
     assert runtime.outputs(again, [b.feed()])[0][0].shape == (1, 5, 8, 8)
@@ -379,7 +379,7 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
 def test_saving_leaves_the_model_in_memory_whole(tmp_path: Path) -> None:
     model = two_convs().model()
     before = model.SerializeToString(deterministic=True)
-    graphs.save(model, tmp_path / "model.onnx", external=".data")
+    graphs.save(model, tmp_path / "model.onnx", beside=".data")
     assert model.SerializeToString(deterministic=True) == before
 
 

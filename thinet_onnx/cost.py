@@ -4,7 +4,7 @@ MACs are multiply-accumulates of one run at the analysed shapes, divided by the 
 by a constant. They are bilinear: (kept inputs) × (kept outputs) × taps × positions / groups for a layer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,11 @@ class Term:
     scale: float
     factors: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
 
-    def value(self, kept: list[int]) -> float:
-        """The term's value when group g keeps `kept[g]` channels."""
+    def value(self, kept: Sequence[int], changed: int = -1, width: int = 0) -> float:
+        """The term's value when group g keeps `kept[g]` channels, and group `changed` keeps `width`."""
         result = self.scale
         for base, parts in self.factors:
-            result *= base + sum(count * kept[group] for group, count in parts)
+            result *= base + sum(count * (width if group == changed else kept[group]) for group, count in parts)
         return result
 
 
@@ -49,11 +49,9 @@ class Cost:
         """Groups whose savings depend on this group's width."""
         return {other for term in self._touching[group] for _, parts in term.factors for other, _ in parts}
 
-    def saving(self, kept: list[int], group: int, fewer: int) -> float:
+    def saving(self, kept: Sequence[int], group: int, fewer: int) -> float:
         """What the network costs less when `group` keeps `fewer` channels instead of `kept[group]`."""
-        other = list(kept)
-        other[group] = fewer
-        return sum(term.value(kept) - term.value(other) for term in self._touching[group])
+        return sum(term.value(kept) - term.value(kept, group, fewer) for term in self._touching[group])
 
 
 def _factor(size: int, labels: Ids | None, group_of: dict[int, int], roots: Callable[[Ids], Ids]) -> tuple[

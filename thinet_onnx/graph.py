@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from thinet_onnx import external
 from thinet_onnx.errors import ModelError, OutputError
 
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]
 
-_LARGE = 2_000_000_000  # bytes; beyond this protobuf needs external data
-_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike"})
+_MOVES = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike", "QuantizeLinear"}
+)
 _SMALL_VALUE = 1 << 16  # elements; shape arithmetic never has more
 
 
@@ -94,7 +95,7 @@ class Graph:
         tensor = self.tensors.get(name)
         if tensor is None:
             return None
-        value = numpy_helper.to_array(tensor)
+        value = external.array(tensor)
         value.flags.writeable = False
         self._values[name] = value
         return value
@@ -124,18 +125,22 @@ class Graph:
     def moved_from(self, name: str) -> list[str]:
         """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved.
 
-        Moves are Transpose, Reshape, Cast and the like; the first may be a DequantizeLinear of the constant itself.
+        Moves are Transpose, Reshape, Cast and the like, and a pair of QuantizeLinear and DequantizeLinear; the first may be
+        a DequantizeLinear of the constant itself.
         """
         chain = [name]
         while name not in self.tensors:
             node = self.producer.get(name)
             if node is None or name not in self.derived:
                 return []
-            if node.op not in _MOVES and not (node.op == "DequantizeLinear" and node.inputs[0] in self.tensors):
+            if node.op not in _MOVES and not (node.op == "DequantizeLinear" and self._is_quantised(node.inputs[0])):
                 return []
             name = node.inputs[0]
             chain.append(name)
         return chain
+
+    def _is_quantised(self, name: str) -> bool:
+        return name in self.tensors or self.producer[name].op == "QuantizeLinear"
 
     def ancestors(self, names: Iterable[str], stop: Iterable[str] = ()) -> set[int]:
         """Indices (`Node.index`) of the nodes that compute `names` from `stop`, inputs and constants."""
@@ -213,7 +218,7 @@ def _is_integer(operands: list[Array | None]) -> bool:
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an .onnx file, external data included.
+    """Read an .onnx file; external data is read too, or left where it is and checked where the model is over 2 GB.
 
     Raises:
         ModelError: the file is missing, unreadable, truncated or not ONNX.
@@ -229,14 +234,15 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"{file} is not an ONNX file or is truncated; export or copy it again.") from None
     except OSError as error:
         raise ModelError(f"{file} can't be read ({error.strerror or error}).") from None
-    if model.graph.node and not model.opset_import:
-        raise ModelError(
-            f"{file} names no operator set, as files did before ONNX 1.0; export it again with a newer exporter."
-        )
+    if model.graph.node and not model.opset_import and model.ir_version >= 3:
+        raise ModelError(f"{file} names no operator set, or is truncated; export or copy it again.")
     if not model.graph.node:
         raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
     try:
-        onnx.load_external_data_for_model(model, str(file.parent))
+        if external.size(model) > external.LARGEST:
+            external.pin(model, file.parent)
+        else:
+            onnx.load_external_data_for_model(model, str(file.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -245,16 +251,9 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model as it is pruned: local functions inlined; the same object where there are none."""
-    if not model.functions:
-        return model
-    return onnx.inliner.inline_local_functions(model)
-
-
 def check(model: onnx.ModelProto) -> str | None:
     """What onnx.checker says against the model, in one line; None if it is content."""
-    if model.ByteSize() > _LARGE:
+    if any(external.is_external(tensor) for tensor in model.graph.initializer):
         return None  # the checker takes such a model by its path alone; ONNX Runtime has the last word anyway
     try:
         onnx.checker.check_model(model)
@@ -282,29 +281,28 @@ def writable(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external: str | None = None) -> int:
+def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, beside: str | None = None) -> int:
     """Write a model in full or not at all; returns the bytes written.
 
     Args:
         model: what to write.
         path: the .onnx file.
-        external: suffix of a data file beside it that takes the weights; None to keep them in the file
+        beside: suffix of a data file beside it that takes the weights; None to keep them in the file
             (a model over 2 GB always gets one).
 
     Raises:
         OutputError: it can't be written there.
     """
     file = writable(path)
-    if external is None and model.ByteSize() > _LARGE:
-        external = ".data"
-    written = [file.with_name(file.name + external)] if external else []
+    outside = any(external.is_external(tensor) for tensor in model.graph.initializer)
+    if beside is None and (outside or model.ByteSize() > external.LARGEST):
+        beside = ".data"
+    written = [file.with_name(file.name + beside)] if beside else []
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".thinet-") as folder:
             staged = Path(folder) / file.name
-            if external:
-                copy = onnx.ModelProto()
-                copy.CopyFrom(model)
-                onnx.save(copy, str(staged), save_as_external_data=True, location=written[0].name, size_threshold=1024)
+            if beside:
+                external.write(model, staged, written[0].name)
             else:
                 onnx.save(model, str(staged))
             files = [Path(folder) / target.name for target in (*written, file)]

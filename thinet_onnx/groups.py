@@ -6,8 +6,10 @@ nothing is ever emptied. A convolution's outputs are one group as a rule; where 
 differently they are several.
 """
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -78,11 +80,6 @@ class Analysis:
         """Output channels of linear layers that may go, of `channels`."""
         return self.channels - sum(entry.channels for entry in self.frozen)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Units of each group, nothing removed."""
-        return [group.size for group in self.groups]
-
     def roots(self, ids: Ids) -> Ids:
         """The representative of each label."""
         return self.context.labels.find(ids)
@@ -90,17 +87,29 @@ class Analysis:
     def units(self, layer: Linear) -> tuple[Ids, Ids]:
         """For each input channel of a layer: index of its group and of the unit in it; −1 where the channel stays."""
         assert layer.in_labels is not None
+        group_of, unit_of = self._places
         roots = self.roots(layer.in_labels)
-        groups = np.full(len(roots), -1, np.int64)
-        units = np.full(len(roots), -1, np.int64)
-        for position, root in enumerate(roots.tolist()):
-            if root in self.group_of:
-                groups[position] = group = self.group_of[root]
-                units[position] = self._unit_of(group)[root]
-        return groups, units
+        return group_of[roots], unit_of[roots]
 
-    def _unit_of(self, group: int) -> dict[int, int]:
-        return {root: unit for unit, root in enumerate(self.groups[group].roots.tolist())}
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Units of each group, nothing removed."""
+        return [group.size for group in self.groups]
+
+    @cached_property
+    def _places(self) -> tuple[Ids, Ids]:
+        """For each label that stands for others: index of its group and of the unit in it, or −1."""
+        group_of, unit_of = np.full((2, len(self.context.labels)), -1, np.int64)
+        for index, group in enumerate(self.groups):
+            group_of[group.roots] = index
+            unit_of[group.roots] = np.arange(group.size)
+        return group_of, unit_of
+
+    @cached_property
+    def constant_labels(self) -> list[tuple[int, int, str, int]]:
+        """The first label of each axis of a constant, how many there are, the constant and the axis; ascending."""
+        constants = self.context.constants.items()
+        return sorted((int(v[0]), len(v), name, axis) for name, axes in constants for axis, v in axes.items())
 
 
 def analyse(graph: Graph, shapes: dict[str, Shape]) -> Analysis:
@@ -154,7 +163,7 @@ def _collect(graph: Graph, shapes: dict[str, Shape], context: Context) -> Analys
 def _sorted_groups(context: Context, producers: list[Linear], signature: Array) -> list[Group]:
     """Labels that may go, by signature, in the order of the layers that make them."""
     labels = context.labels
-    residual = labels.find(np.concatenate([np.empty(0, np.int64), *context.residual]))
+    residual = set(labels.find(np.concatenate([np.empty(0, np.int64), *context.residual])).tolist())
     members: dict[int, dict[int, None]] = {}
     makers: dict[int, dict[str, Linear]] = {}
     for layer in producers:
@@ -167,7 +176,7 @@ def _sorted_groups(context: Context, producers: list[Linear], signature: Array) 
     groups = []
     for key, units in members.items():
         made_by, roots = tuple(makers[key].values()), np.array(list(units), np.int64)
-        coupled = bool(np.isin(roots, residual).any())
+        coupled = not residual.isdisjoint(units)
         groups.append(Group(made_by[0].node.title, roots, made_by, tuple(takers.get(key, ())), coupled))
     return groups
 
@@ -307,14 +316,13 @@ def source_axis(analysis: Analysis, layer: Linear) -> tuple[str, int]:
 
     Weights that the graph computes from constants in another way (a sum, ConstantOfShape) are named by the operand.
     """
-    labels = analysis.context.tensors[layer.weight][layer.in_axis]
+    label = int(analysis.context.tensors[layer.weight][layer.in_axis][0])
     if not analysis.graph.moved_from(layer.weight):
         return layer.weight, layer.in_axis
-    for name, axes in analysis.context.constants.items():
-        for axis, vector in axes.items():
-            if vector[0] <= labels[0] <= vector[-1]:
-                return name, axis
-    return layer.weight, layer.in_axis
+    starts = analysis.constant_labels
+    found = starts[bisect.bisect_right(starts, label, key=lambda entry: entry[0]) - 1]
+    first, size, name, axis = found
+    return (name, axis) if first <= label < first + size else (layer.weight, layer.in_axis)
 
 
 def _edits(analysis: Analysis, lost: LostFunction) -> list[IntEdit]:

@@ -94,7 +94,8 @@ class Labels:
     def frozen(self, ids: Ids) -> NDArray[np.bool_]:
         """For each label, whether it stays."""
         roots = self.find(np.asarray(ids))
-        return np.isin(roots, np.fromiter(self._reasons, np.int64, len(self._reasons)))
+        found = (root in self._reasons for root in roots.ravel().tolist())
+        return np.fromiter(found, np.bool_, roots.size).reshape(roots.shape)
 
     def reason(self, label: int) -> Reason | None:
         """Why this label stays, None if it may go."""

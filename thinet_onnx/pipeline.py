@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
+from thinet_onnx import external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
-from thinet_onnx import runtime, summary, surgery, verify
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.decide import Decision, decide, why_not
 from thinet_onnx.errors import NothingToPruneError, OptionError
+from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
 from thinet_onnx.observe import Watcher, tour
@@ -66,8 +67,9 @@ def inspect(
         ModelError, OptionError.
     """
     setting = open_model(model, shapes or {})
-    feeds = sources.random_source(closed_inputs(setting, shapes or {}), samples=2, seed=0).batch([0])
-    analysis = analyse(setting.graph, runtime.observed_shapes(setting.graph, feeds))
+    source = sources.random_source(closed_inputs(setting, shapes or {}), samples=2, seed=0)
+    setting, observed = examine(setting, _one_and_two(source, [0, 1]))
+    analysis = analyse(setting.graph, observed)
     return summary.inspection(setting.name, analysis, PruneOptions(keep=0.5, scope=scope), setting.warnings)
 
 
@@ -136,6 +138,11 @@ def _open_data(
     return sources.from_arrays(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
 
 
+def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:
+    """Feeds of one item, and of two where they can run together."""
+    return [source.batch(rows[:count]) for count in ((1, 2) if source.stackable and len(rows) > 1 else (1,))]
+
+
 class _Run:
     """The steps of one run; what one leaves for the next is kept here.
 
@@ -143,7 +150,7 @@ class _Run:
     """
 
     def __init__(self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress) -> None:
-        self.setting, self.source, self.options, self.progress = setting, source, options, progress
+        self.source, self.options, self.progress = source, options, progress
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
         progress.start("Reading", 1)
@@ -152,8 +159,8 @@ class _Run:
         elements = max(sum(array.size for array in item.values()), 1)
         most = min(64, _BATCH_ELEMENTS // elements, len(self.fit) // _LEAST_BATCHES)
         wanted = max(1, most) if source.stackable else 1
-        shapes = runtime.observed_shapes(setting.graph, item)
-        self.model = runtime.with_open_batch(setting.graph, shapes)
+        self.setting, shapes = examine(setting, _one_and_two(source, self.fit))
+        self.model = runtime.with_open_batch(self.setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
 
@@ -302,9 +309,9 @@ def _report(
     run.progress.advance()
     accuracy = _accuracy(run, outcome.twin, test)
     run.progress.advance()
-    size = outcome.model.ByteSize()
+    size = external.size(outcome.model)
     if output is not None:
-        size = graphs.save(outcome.model, output, external=setting.external)
+        size = graphs.save(outcome.model, output, beside=setting.beside)
     widths, sizes = [group.after for group in outcome.plan.groups], analysis.sizes
     warnings = list(setting.warnings)
     if random_data:

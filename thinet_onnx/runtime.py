@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+from thinet_onnx import external, protos
 from thinet_onnx.errors import ModelError
 from thinet_onnx.graph import Graph, Shape
 
@@ -44,8 +45,15 @@ def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) 
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy works in between
-    if not optimise:
+    if not optimise:  # for a few runs: planning the memory ahead takes time that grows with the square of the nodes
+        options.enable_mem_pattern = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    read = {name for node in model.graph.node for name in node.input} | protos.read_in_bodies(model.graph.node)
+    outside = {name: value for name, value in external.arrays(model) if name in read}
+    if outside:
+        options.add_external_initializers(
+            list(outside), [ort.OrtValue.ortvalue_from_numpy(v) for v in outside.values()]
+        )
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:

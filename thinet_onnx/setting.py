@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from thinet_onnx import external
 from thinet_onnx import graph as graphs
 from thinet_onnx.data import InputSpec
 from thinet_onnx.errors import ModelError, OptionError
+from thinet_onnx.prepare import prepare
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Setting:
     warnings: list[str]
     checked: bool
     bytes: int
-    external: str | None
+    beside: str | None
 
     @property
     def coarse(self) -> bool:
@@ -40,10 +42,15 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
         ModelError: it can't be read; OptionError: `shapes` names an input that isn't there, or contradicts one.
     """
     name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
-    proto = graphs.prepare(model if isinstance(model, onnx.ModelProto) else graphs.load(model))
+    read = model if isinstance(model, onnx.ModelProto) else graphs.load(model)
+    if isinstance(model, onnx.ModelProto) and any(map(external.is_external, model.graph.initializer)):
+        raise ModelError("The model's external data isn't loaded; pass the path of its file instead.")
+    proto = prepare(read, name)
     graph = graphs.Graph(proto)
     complaint = graphs.check(proto)
     warnings = [f"onnx.checker objects to {name} ({complaint}); pruned all the same."] if complaint else []
+    if not read.opset_import:
+        warnings.append(f"{name} is older than operator sets; the result uses operator set {graph.opset}.")
     known = {value.name for value in graph.inputs}
     if not known:
         raise ModelError(
@@ -52,8 +59,8 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
     for wrong in sorted(set(shapes) - known):
         raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
     specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
-    size, external = (proto.ByteSize(), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
-    return Setting(proto, name, graph, specs, warnings, complaint is None, size, external)
+    size, beside = (external.size(proto), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
+    return Setting(proto, name, graph, specs, warnings, complaint is None, size, beside)
 
 
 def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> InputSpec:

@@ -112,14 +112,7 @@ class Stream:
         needed = {name for node in nodes for name in (*node.inputs, *node.captured)} & graph.derived
         helpers = graph.ancestors(needed)
         body = [node for node in graph.nodes if node.index in helpers] + nodes
-        constants = {name for node in body for name in (*node.inputs, *node.captured) if name in graph.tensors}
-        initializers = []
-        for name in sorted(constants):
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(graph.tensors[name])
-            tensor.name = name
-            initializers.append(tensor)
-        protos = []
+        protos, initializers, read = [], [], set[str]()
         for node in body:
             proto = onnx.NodeProto()
             proto.CopyFrom(node.proto)
@@ -131,7 +124,13 @@ class Stream:
                         proto.input.append("")
                     proto.input[operand] = name
                     initializers.append(numpy_helper.from_array(value, name))
+            read.update(proto.input, node.captured)
             protos.append(proto)
+        for name in sorted(read & graph.tensors.keys()):
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(graph.tensors[name])
+            tensor.name = name
+            initializers.append(tensor)
         declared = [self._declare(name) for name in inputs]
         outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
         inner = helper.make_graph(protos, "segment", declared, outputs, initializers)

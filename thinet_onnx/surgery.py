@@ -14,6 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
+from thinet_onnx import external, protos
 from thinet_onnx.graph import Graph, run_node
 from thinet_onnx.plan import IntEdit, PrunePlan, TensorCut
 
@@ -24,7 +25,7 @@ _DATA_FIELDS = (
     "dims", "raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data",
     "data_location",
 )  # fmt: skip
-_ELEMENTWISE = frozenset({"Cast", "CastLike", "DequantizeLinear"})
+_ELEMENTWISE = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
 _SHAPE_READERS = frozenset({"Shape", "Size"})  # they don't mind other values
 
 
@@ -54,9 +55,11 @@ def apply(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
     tensors = graph.tensors()
     nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
     constants: set[str] = set()
+    outside = {tensor.name for tensor in model.graph.initializer if external.is_external(tensor)}
     for cut in plan.cuts:
-        _slice(tensors, nodes, cut)
-        constants.add(cut.tensor)
+        if cut.tensor not in outside:
+            _slice(tensors, nodes, cut)
+            constants.add(cut.tensor)
     patched: dict[str, list[str]] = {}
     taken = set(tensors) | {tensor.name for node in graph.nodes for tensor in node.outputs}
     for edit in plan.edits:
@@ -64,7 +67,15 @@ def apply(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
         constants.update(made)
         graph.nodes.extend(helper)
         patched.setdefault(edit.node, []).extend(node.outputs[0].name for node in helper)
-    return _graft(model, graph, constants, patched)
+    result = _graft(model, graph, constants, patched)
+    for tensor in result.graph.initializer:
+        cuts = [cut for cut in plan.cuts if cut.tensor == tensor.name] if tensor.name in outside else []
+        if cuts:
+            value = external.array(tensor)
+            for cut in cuts:
+                value = np.delete(value, cut.removed, cut.axis)
+            external.store(tensor, value)
+    return result
 
 
 def _slice(tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node], cut: TensorCut) -> None:
@@ -98,7 +109,7 @@ def _edit(node: gs.Node, edit: IntEdit, taken: set[str]) -> tuple[list[str], lis
     while len(node.inputs) <= edit.operand:
         node.inputs.append(gs.Variable.empty())
     operand = node.inputs[edit.operand]
-    name = _free(f"{node.outputs[0].name}_thinet_{edit.operand}", taken)
+    name = protos.free_name(f"{node.outputs[0].name}_thinet_{edit.operand}", taken, "_open", "_known", "_rest")
     known = _constant_of(operand)
     if known is None and None in edit.values:
         return _patch(node, edit, name)
@@ -106,7 +117,7 @@ def _edit(node: gs.Node, edit: IntEdit, taken: set[str]) -> tuple[list[str], lis
     if known is not None:
         flat = np.ravel(known)
         values = [int(flat[index]) if value is None else value for index, value in enumerate(edit.values)]
-    shape = known.shape if known is not None and known.size == len(values) else (len(values),)
+    shape = known.shape and (len(values), *known.shape[1:]) if known is not None else (len(values),)
     dtype = np.dtype(np.int64) if known is None else known.dtype
     node.inputs[edit.operand] = gs.Constant(name, np.array(values, dtype).reshape(shape))
     return [name], []
@@ -123,14 +134,6 @@ def _patch(node: gs.Node, edit: IntEdit, name: str) -> tuple[list[str], list[gs.
     ]
     node.inputs[edit.operand] = total
     return [is_open.name, known.name], helpers
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A name that no tensor has, nor one that begins with it."""
-    while any(other.startswith(name) for other in taken):
-        name += "_"
-    taken.add(name)
-    return name
 
 
 def _constant_of(tensor: gs.Tensor) -> Array | None:
@@ -175,13 +178,13 @@ def _graft(
             del node.attribute[:]
             node.attribute.extend(nodes[key].attribute)
         body.append(node)
-    for name in sorted(constants - present):
-        if name in values and not any(name in node.output for node in model.graph.node):
-            _add_initializer(result, values[name])
+    made = {name for node in model.graph.node for name in node.output}
+    for name in sorted(constants - present - made):
+        if name in values:
+            protos.add_initializer(result, values[name])
     body = _without_orphans(model, result, body)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body]
-    del result.graph.node[:], result.graph.value_info[:]
-    result.graph.node.extend(copies)
+    protos.set_nodes(result, body)
+    del result.graph.value_info[:]
     return result
 
 
@@ -190,31 +193,10 @@ def _without_orphans(
 ) -> list[onnx.NodeProto]:
     """Drop constants that somebody read before the edits and nobody reads now; returns the nodes that stay."""
     before, now = ({name for node in nodes for name in node.input} for nodes in (model.graph.node, body))
-    orphans = before - now - {value.name for value in model.graph.output} - _names_in_bodies(body)
+    orphans = before - now - {value.name for value in model.graph.output} - protos.read_in_bodies(body)
     for entries in (result.graph.initializer, result.graph.input):
-        constants = {tensor.name for tensor in model.graph.initializer}
-        kept = [entry for entry in entries if entry.name not in orphans & constants]
-        if len(kept) < len(entries):
-            copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
-            del entries[:]
-            entries.extend(copies)
+        protos.drop_entries(entries, orphans.intersection(tensor.name for tensor in model.graph.initializer))
     return [node for node in body if not (node.op_type == "Constant" and node.output[0] in orphans)]
-
-
-def _names_in_bodies(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """Names read inside the bodies of If, Loop and Scan."""
-    bodies = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
-    names = {name for body in bodies for node in body.node for name in node.input}
-    names |= {value.name for body in bodies for value in body.output}
-    return names.union(*(_names_in_bodies(body.node) for body in bodies))
-
-
-def _add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
-    """A new initializer; files before IR version 4 list it among the inputs as well."""
-    model.graph.initializer.append(tensor)
-    if model.ir_version < 4:
-        declared = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-        model.graph.input.append(declared)
 
 
 def _copy_values(source: onnx.TensorProto, target: onnx.TensorProto) -> None:
@@ -284,11 +266,15 @@ def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: 
     flat = np.empty(places.size, value.dtype)
     flat[places.ravel()] = value.ravel()
     moved = _quantised(graph, name, flat.reshape(shape))
-    tensor = numpy_helper.from_array(moved.astype(onnx.helper.tensor_dtype_to_np_dtype(old.data_type)), source)
+    moved = moved.astype(onnx.helper.tensor_dtype_to_np_dtype(old.data_type))
     for initializer in model.graph.initializer:
-        if initializer.name == source:
-            _copy_values(tensor, initializer)
+        if initializer.name == source and external.is_external(initializer):
+            external.store(initializer, moved)
             return
+        if initializer.name == source:
+            _copy_values(numpy_helper.from_array(moved, source), initializer)
+            return
+    tensor = numpy_helper.from_array(moved, source)
     for node_proto in model.graph.node:
         if node_proto.output[0] == source:
             del node_proto.attribute[:]
@@ -298,7 +284,7 @@ def _write(model: onnx.ModelProto, graph: Graph, name: str, source: str, value: 
 def _quantised(graph: Graph, name: str, value: Array) -> Array:
     """Values as a constant keeps them: rounded to its scale where the graph dequantises it first, else as they are."""
     first = graph.producer.get(name if len(graph.moved_from(name)) < 2 else graph.moved_from(name)[-2])
-    if first is None or first.op != "DequantizeLinear":
+    if first is None or first.op != "DequantizeLinear" or first.inputs[0] not in graph.tensors:
         return value
     scale, zero = (
         graph.fold(first.inputs[1]),
@@ -315,11 +301,8 @@ def _quantised(graph: Graph, name: str, value: Array) -> Array:
 
 
 def _attach(model: onnx.ModelProto, node: onnx.NodeProto, operand: int, value: Array, name: str) -> None:
-    taken = {tensor.name for tensor in model.graph.initializer} | {
-        n for other in model.graph.node for n in other.output
-    }
-    name = _free(name, taken)
-    _add_initializer(model, numpy_helper.from_array(value, name))
+    name = protos.free_name(name, protos.names(model))
+    protos.add_initializer(model, numpy_helper.from_array(value, name))
     while len(node.input) <= operand:
         node.input.append("")
     node.input[operand] = name

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from thinet_onnx import runtime
+from thinet_onnx import external, runtime
 from thinet_onnx.graph import Graph
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Fidelity
@@ -38,14 +38,14 @@ def masked(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
     made = {c.weight: graph.fold(c.weight) for c in plan.consumers if c.weight not in holders}
     for consumer in plan.consumers:
         tensor = holders.get(consumer.weight)
-        value = made[consumer.weight] if tensor is None else numpy_helper.to_array(tensor)
+        value = made[consumer.weight] if tensor is None else external.array(tensor)
         value = np.array(value)
         place = (slice(None),) * consumer.axis + (list(consumer.removed),)
         value[place] = _zero(graph, consumer.weight, value)[place]
         if tensor is None:
             _stand_in(result, consumer.weight, value)
         else:
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+            external.assign(tensor, value)
     return result
 
 

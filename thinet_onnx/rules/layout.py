@@ -157,9 +157,31 @@ def gather(ctx: Context, node: Node) -> None:
         what = "at one place" if indices is not None else "at places that are not known before the run"
         ctx.freeze(vector, f"is picked by {node.title} {what}")
     elif vector is not None and indices is not None:
-        moved[axis] = vector[indices]
-        ctx.sizes.append(SizeUse(node, 1, None, positions=indices % len(vector), labels=vector, length=len(indices)))
+        moved[axis] = vector
+        _pick(ctx, node, moved, axis, indices)
     ctx.emit(node.key, moved)
+
+
+@rule("GatherND")
+def gather_nd(ctx: Context, node: Node) -> None:
+    """Indices of the first axis, one by one, are a Gather (indexing in newer exporters); any other use freezes."""
+    indices = ctx.value(node.inputs[1])
+    if indices is None or indices.ndim != 2 or indices.shape[1] != 1 or ctx.attribute(node, "batch_dims", 0):
+        ctx.freeze_node(node, f"is taken apart by {node.title}")
+        ctx.emit(node.key, {})
+        return
+    axes = ctx.axes(node.inputs[0])
+    ctx.freeze_axes(ctx.axes(node.inputs[1]), f"is an index in {node.title}")
+    if 0 in axes:
+        _pick(ctx, node, axes, 0, indices.ravel())
+    ctx.emit(node.key, axes)
+
+
+def _pick(ctx: Context, node: Node, axes: Axes, axis: int, indices: Array) -> None:
+    """Take indices of a labelled axis, and note that the operand which names them follows the cut."""
+    vector = axes[axis]
+    axes[axis] = vector[indices]
+    ctx.sizes.append(SizeUse(node, 1, None, positions=indices % len(vector), labels=vector, length=len(indices)))
 
 
 @rule("Expand")

@@ -14,13 +14,14 @@ from thinet_onnx.rules.context import Context, Linear, rule
 from thinet_onnx.unfold import Window
 
 
-def consume(ctx: Context, axes: dict[int, Ids], axis: int, weight: Ids | None, phrase: str) -> Ids | None:
+def consume(ctx: Context, node: Node, axes: dict[int, Ids], axis: int, weight: Ids | None, phrase: str) -> Ids | None:
     """Unite the labels of a contracted axis with the weight's; both freeze if one of them has none."""
     own = axes.get(axis)
+    if own is None and weight is not None:
+        ctx.freeze(weight, phrase)
+    elif own is not None and weight is None:
+        ctx.freeze(own, f"feeds {node.title}, whose weights can't be cut")
     if own is None or weight is None:
-        for vector in (own, weight):
-            if vector is not None:
-                ctx.freeze(vector, phrase)
         return None
     ctx.labels.unite(own, weight)
     return own
@@ -74,7 +75,7 @@ def convolution(ctx: Context, node: Node) -> None:
         for vector in (axes.get(1), weights.get(0)):
             unite_groups(ctx, vector, groups)
         phrase = f"comes from a graph input or another fixed axis of {x!r}"
-        own = consume(ctx, axes, 1, _tile(weights.get(in_axis), 1 if transposed else groups), phrase)
+        own = consume(ctx, node, axes, 1, _tile(weights.get(in_axis), 1 if transposed else groups), phrase)
         out = produce(ctx, _tile(weights.get(out_axis), groups if transposed else 1), node.operand(2))
         unite_groups(ctx, out, groups)
     passed = out if not depthwise else _repeat(own, outputs // groups)
@@ -135,7 +136,7 @@ def _depthwise(
     if transposed and 1 in weights:
         ctx.freeze(weights[1], "is a depthwise multiplier")
     found = consume(
-        ctx, {} if own is None else {1: own if transposed else np.repeat(own, multiplier)}, 1, mine,
+        ctx, node, {} if own is None else {1: own if transposed else np.repeat(own, multiplier)}, 1, mine,
         f"passes through the depthwise {node.title} from channels that stay",
     )  # fmt: skip
     if found is None:
@@ -205,7 +206,7 @@ def _matrix(
     y_axis = x_axis if bias is None else 1
     axes, weights = ctx.axes(x), ctx.axes(weight)
     phrase = f"comes from a graph input or another fixed axis of {x!r}"
-    own = consume(ctx, axes, x_axis, weights.get(in_axis), phrase)
+    own = consume(ctx, node, axes, x_axis, weights.get(in_axis), phrase)
     out = produce(ctx, weights.get(out_axis), node.operand(bias) if bias is not None else "")
     passed = {a: v for a, v in axes.items() if a != x_axis}
     if row_axis is not None and bias is not None:

@@ -149,7 +149,7 @@ def source(ctx: Context, node: Node) -> None:
     pass_along(ctx, node, {})
 
 
-@rule("Einsum", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "OneHot", "NonMaxSuppression", "RoiAlign")
+@rule("Einsum", "GatherElements", "ScatterND", "ScatterElements", "OneHot", "NonMaxSuppression", "RoiAlign")
 def opaque(ctx: Context, node: Node) -> None:
     """Known, but its channels can't be followed."""
     ctx.freeze_node(node, f"is taken apart by {node.title}")

@@ -1,0 +1,35 @@
+"""The shapes of all tensors as they really are, and a graph in which every channel can go that can."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+from thinet_onnx import runtime, shuffle
+from thinet_onnx.errors import ModelError
+from thinet_onnx.graph import Graph, Shape
+from thinet_onnx.runtime import Feeds
+from thinet_onnx.setting import Setting
+
+
+def examine(setting: Setting, feeds: Sequence[Feeds]) -> tuple[Setting, dict[str, Shape]]:
+    """Run the model once and unroll its channel shuffles.
+
+    Args:
+        setting: the model as it was read; left alone.
+        feeds: one item, and two where the source can stack them: a shuffle has to be one at both batch sizes.
+
+    Returns:
+        the setting of the unrolled model, and the shape of each of its tensors for `feeds[0]`.
+
+    Raises:
+        ModelError: ONNX Runtime can't run it.
+    """
+    shapes = [runtime.observed_shapes(setting.graph, feeds[0])]
+    model = shuffle.unroll(setting.model, shapes)
+    if model is setting.model:
+        return setting, shapes[0]
+    for more in feeds[1:]:
+        with contextlib.suppress(ModelError):  # a file for one item: nothing is to be compared
+            shapes.append(runtime.observed_shapes(setting.graph, more))
+    model = shuffle.unroll(setting.model, shapes)
+    return dataclasses.replace(setting, model=model, graph=Graph(model)), shapes[0]

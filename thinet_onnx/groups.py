@@ -134,10 +134,10 @@ def analyse(graph: Graph, shapes: dict[str, Shape]) -> Analysis:
             context.freeze_node(node, f"is used by {node.title}, where a shape is not known before the run")
         else:
             rule(context, node)
-    freeze_counted(context)
     for name in graph.outputs:
         context.node = graph.producer.get(name, context.node)
         context.freeze_axes(context.axes(name), f"feeds the graph output {name!r}")
+    freeze_counted(context)
     return _collect(graph, shapes, context)
 
 
@@ -337,14 +337,13 @@ def _edits(analysis: Analysis, lost: LostFunction) -> list[IntEdit]:
     values = shape_values(graph, after)
     edits = []
     for use in context.sizes:
-        if not any(
-            lost(v).any() for name in (*use.node.inputs, *use.node.outputs) for v in context.axes(name).values()
-        ):
+        now = _present(use, values)
+        touched = (lost(v).any() for name in (*use.node.inputs, *use.node.outputs) for v in context.axes(name).values())
+        if now == _present(use, context.values) and not any(touched):
             continue
         new = _wanted(use, lost)
         if use.implicit and len(set(new.values())) == 1:
             continue
-        now = _present(use, values)
         if now is not None and not use.implicit and _agrees(use, now, new, after.get(use.node.inputs[0], ())):
             continue
         length = len(new) if use.positions is not None else use.length

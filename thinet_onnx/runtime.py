@@ -21,6 +21,7 @@ from thinet_onnx.graph import Graph, Shape
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
+_DISABLED = ["MatmulTransposeFusion"]  # in 1.32 it takes the process down at Transpose → Cast → MatMul and in float16
 _LONGEST = 280  # characters of ONNX Runtime's own words in a message
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidArgument,
@@ -55,7 +56,9 @@ def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) 
             list(outside), [ort.OrtValue.ortvalue_from_numpy(v) for v in outside.values()]
         )
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+        )
     except _ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime can't load the model ({_first_line(error)}).") from error
 

@@ -4,7 +4,9 @@ A network that divides by its own number of channels would compute something els
 depends on a channel count is found out by evaluating the graph's shape arithmetic with other counts.
 """
 
-from thinet_onnx.graph import Node, shape_values
+import numpy as np
+
+from thinet_onnx.graph import Array, Node, shape_values
 from thinet_onnx.rules.context import Context
 
 SIZE_OPERANDS = {
@@ -15,27 +17,50 @@ SIZE_OPERANDS = {
 
 
 def freeze_counted(ctx: Context) -> None:
-    """Freeze the channels of every tensor whose channel count reaches an operand that is no size."""
+    """Freeze the channels of every tensor whose channel count reaches an operand that doesn't follow the cut."""
     graph = ctx.graph
     counted = [node for node in graph.nodes if node.op in ("Shape", "Size") and ctx.axes(node.inputs[0])]
     if not counted:
         return
     fewer = dict(ctx.shapes)
     for name, axes in ctx.tensors.items():
-        fewer[name] = tuple(max(s - 1, 1) if a in axes else s for a, s in enumerate(fewer[name]))
+        going = {axis for axis, vector in axes.items() if not ctx.labels.frozen(vector).all()}
+        fewer[name] = tuple(max(s - 1, 1) if a in going else s for a, s in enumerate(fewer[name]))
     other = shape_values(graph, fewer)
     moved = {
-        name for name, value in ctx.values.items() if not ctx.axes(name)  # a tensor with labels shrinks along
-        and (name not in other or other[name].shape != value.shape or (other[name] != value).any())
+        name: _differing(value, other.get(name)) for name, value in ctx.values.items()
+        if not ctx.axes(name)  # a tensor with labels shrinks along
     }  # fmt: skip
-    for name in moved.intersection(graph.outputs):
+    moved = {name: places for name, places in moved.items() if places}
+    followed = _followed(ctx)
+    for name in sorted(moved.keys() & set(graph.outputs)):
         _freeze(ctx, counted, name, f"is counted in the graph output {name!r}")
     for node in graph.nodes:
         for place, name in enumerate(node.inputs):
-            if name not in moved or node.key in ctx.values or place in SIZE_OPERANDS.get(node.op, ()):
+            if name not in moved or node.key in ctx.values:
                 continue
             ctx.node = node
-            _freeze(ctx, counted, name, f"is counted: {node.title} computes with the number of channels")
+            if place not in SIZE_OPERANDS.get(node.op, ()):
+                _freeze(ctx, counted, name, f"is counted: {node.title} computes with the number of channels")
+            elif not moved[name] <= followed.get((node.key, place), set()):
+                _freeze(ctx, counted, name, f"is counted: {node.title} makes another tensor as large")
+
+
+def _differing(value: Array, other: Array | None) -> set[int]:
+    """The elements that change with the number of channels; all where the value itself can't be told any more."""
+    if other is None or other.shape != value.shape:
+        return set(range(max(value.size, 1)))
+    return set(np.flatnonzero(np.ravel(value != other)).tolist())
+
+
+def _followed(ctx: Context) -> dict[tuple[str, int], set[int]]:
+    """For each operand that names sizes, the elements that are set right after a cut."""
+    followed: dict[tuple[str, int], set[int]] = {}
+    for use in ctx.sizes:
+        if use.operand is not None:
+            known = set(range(use.length)) if use.positions is not None else {index for index, _ in use.elements}
+            followed.setdefault((use.node.key, use.operand), set()).update(known)
+    return followed
 
 
 def _freeze(ctx: Context, counted: list[Node], name: str, phrase: str) -> None:

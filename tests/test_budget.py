@@ -35,7 +35,8 @@ class TestWidths:
             (64, 1, 8, [8, 16, 24, 32, 40, 48, 56, 64]),
             (20, 1, 8, [8, 16, 20]),
             (5, 1, 1, [1, 2, 3, 4, 5]),
-            (5, 0, 1, [1, 2, 3, 4, 5]),
+            (5, 0, 1, [0, 1, 2, 3, 4, 5]),
+            (20, 0, 8, [0, 8, 16, 20]),
             (12, 1, 8, [6, 8, 12]),
             (8, 1, 8, [4, 8]),
             (3, 1, 8, [2, 3]),
@@ -54,8 +55,9 @@ class TestWidths:
         found = budget.widths(size, floor, step)
         assert found == sorted(set(found))
         assert found[-1] == size
-        assert found[0] >= max(floor, 1)
-        assert all(width % step == 0 for width in found[1:-1])
+        assert found[0] >= floor
+        assert (found[0] == 0) == (floor == 0)
+        assert all(width % step == 0 for width in found[1 + (floor == 0) : -1])
 
 
 class TestUniform:

@@ -220,7 +220,7 @@ def test_what_every_tensor_needs_stays(build: Callable[[], Build]) -> None:
 
 
 def test_a_layer_of_its_own_keeps_one() -> None:
-    for build in (two_convs, residual, squeeze_excite, shared_head, inception, grouped):
+    for build in (two_convs, squeeze_excite, shared_head, inception, grouped):
         assert set(floors(known(build)[2]).values()) == {1}
 
 

@@ -166,8 +166,9 @@ class TestMethods:
 
     def test_methods_pick_differently(self) -> None:
         picks = {method: tuple(group.kept for group in small(method=method).plan.groups) for method in METHODS}
-        del picks["thinet-sampled"]  # an estimate of what thinet computes, so it may pick the same
-        assert len(set(picks.values())) == len(METHODS) - 1
+        for kin in ("thinet-sampled", "obs"):  # near enough to thinet to pick the same in a small network
+            del picks[kin]
+        assert len(set(picks.values())) == len(picks)
 
     def test_weight_sum_keeps_the_filters_with_the_largest_weights(self) -> None:
         model = small_models.residual()
@@ -527,7 +528,7 @@ class TestInspect:
         inner = thinet_onnx.inspect(small_models.residual(), scope="inner")
         assert [row.name for row in inner.groups] == ["block1.a", "block2.a"]
         assert inner.macs == found.macs == 64 * 9 * (3 * 8 + 4 * 8 * 12) + 8 * 5
-        assert inner.macs_removable == 64 * 9 * 4 * 8 * 11
+        assert inner.macs_removable == 64 * 9 * 4 * 8 * 12  # both branches may vanish
         assert inner.macs_removable < found.macs_removable
 
     @pytest.mark.parametrize("name", ["resnet", "vgg"])

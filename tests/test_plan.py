@@ -5,7 +5,7 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
+from thinet_onnx.plan import ConsumerCut, ErasedLayer, GroupCut, IntEdit, PrunePlan, TensorCut
 
 names = st.text(max_size=8)
 axes = st.integers(-4, 4)
@@ -47,10 +47,12 @@ def test_the_form_that_readers_rely_on() -> None:
         consumers=(ConsumerCut("conv2", "conv2.weight", 1, (1, 2)),),
         cuts=(TensorCut("conv1.weight", 0, (1, 2)),),
         edits=(IntEdit("flat", 1, None, (None, 2)),),
+        erased=(ErasedLayer("branch", 1, 4),),
     )
     assert plan.to_dict() == {
         "groups": [{"name": "conv1", "producers": ["conv1", "shortcut"], "before": 4, "kept": [0, 3], "after": 2}],
         "consumers": [{"node": "conv2", "weight": "conv2.weight", "axis": 1, "removed": [1, 2]}],
         "cuts": [{"tensor": "conv1.weight", "axis": 0, "removed": [1, 2]}],
         "edits": [{"node": "flat", "operand": 1, "attribute": None, "values": [None, 2]}],
+        "erased": [{"node": "branch", "axis": 1, "rank": 4}],
     }

@@ -166,6 +166,7 @@ class Problem:
         self.t = self.u @ rng.standard_normal((len(keys), outputs)) + 0.3 * rng.standard_normal((rows, outputs))
         self.h = self.u.T @ self.u / rows
         self.p = self.t.T @ self.u / rows
+        self.reader = select.Reader(self.h, self.p, self.keys)
 
     def left(self, gone: list[int]) -> float:
         """The mean squared error, penalty included, of the best weights on the columns that stay.
@@ -186,7 +187,7 @@ class Problem:
 
     def eliminate(self, order: list[int] | None = None) -> tuple[list[int], np.ndarray]:
         given_order = None if order is None else np.array(order)
-        picks, costs = select.elimination(self.h, self.p, self.keys, self.units, self.ridge, given_order)
+        picks, costs = select.elimination([self.reader], self.units, self.ridge, given_order)
         return picks.tolist(), costs
 
 
@@ -237,7 +238,7 @@ class TestElimination:
         u[:, 2] = u[:, 0] - u[:, 3]  # loud, but a sum of others
         h = u.T @ u / 500
         p = np.array([[1.0, 0.1, 5.0, 1.0]]) @ h
-        picks, costs = select.elimination(h, p, np.arange(4), 4, 1e-9)
+        picks, costs = select.elimination([select.Reader(h, p, np.arange(4))], 4, 1e-9)
         assert picks[0] in (0, 2, 3)
         assert costs[0] < 1e-6
         assert costs[1] > 5e-3
@@ -252,6 +253,60 @@ class TestElimination:
         problem.eliminate()
         np.testing.assert_array_equal(problem.h, h)
         np.testing.assert_array_equal(problem.p, p)
+
+
+class TestSeveralReaders:
+    """A group that several layers read: what it costs is the sum."""
+
+    FIRST, SECOND = LAYOUTS["taps"], [3, 2, 1, -1]  # the second doesn't read unit 0
+
+    def test_costs_add_up(self) -> None:
+        problems = [Problem(keys, seed=seed) for seed, keys in enumerate((self.FIRST, self.SECOND))]
+        picks, costs = select.elimination([problem.reader for problem in problems], 4, 1e-3)
+        singles = [select.elimination([problem.reader], 4, 1e-3, picks)[1] for problem in problems]
+        np.testing.assert_allclose(costs, np.sum(singles, axis=0), rtol=1e-9)
+
+    def test_the_first_pick_is_the_least_sum(self) -> None:
+        problems = [Problem(keys, seed=seed) for seed, keys in enumerate((self.FIRST, self.SECOND))]
+        picks, _ = select.elimination([problem.reader for problem in problems], 4, 1e-3)
+        sums = [sum(p.added([unit]) for p in problems if unit in p.keys) for unit in range(4)]
+        assert picks[0] == int(np.argmin(sums))
+
+    def test_a_unit_that_nobody_reads_costs_nothing(self) -> None:
+        picks, costs = select.elimination([Problem([1, 2, 2, -1]).reader], 3, 1e-3)
+        assert picks[0] == 0
+        assert costs[0] == 0
+
+
+class TestPursuit:
+    """The 2018 paper's forward choice, against the residuals computed from the rows."""
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(0, 10_000))
+    def test_every_pick_leaves_the_least_residual_after_its_own_factor(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((60, 7)) @ rng.standard_normal((7, 7))
+        y = x.sum(1) + 0.5 * rng.standard_normal(60)
+        picks = select.pursuit(x.T @ x, x.T @ y)[::-1].tolist()
+        for count in range(len(picks)):
+            chosen = picks[:count]
+            fitted = x[:, chosen] @ np.linalg.lstsq(x[:, chosen], y, rcond=None)[0] if chosen else 0.0
+            residual = y - fitted
+            left = {
+                unit: float(np.square(residual - x[:, unit] * (x[:, unit] @ residual) / (x[:, unit] @ x[:, unit])).sum())
+                for unit in range(7) if unit not in chosen
+            }  # fmt: skip
+            assert left[picks[count]] <= min(left.values()) * (1 + 1e-6)
+
+    def test_dead_units_and_sums_of_others_go_first(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((80, 5))
+        x[:, 1] = 0
+        x[:, 3] = 2 * x[:, 0]
+        order = select.pursuit(x.T @ x, x.T @ x.sum(1))
+        assert order[0] == 1 or order[1] == 1
+        assert {0, 3} & set(order[:2].tolist())
+        assert sorted(order.tolist()) == list(range(5))
 
 
 class TestWideElimination:

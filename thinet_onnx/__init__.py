@@ -49,7 +49,7 @@ def prune(
     *,
     target: str | None = None,
     keep: float | None = None,
-    method: Method = "thinet",
+    method: Method | None = None,
     reconstruct: Reconstruction | None = None,
     scope: Scope = "inner",
     include: Sequence[str] = (),
@@ -71,7 +71,7 @@ def prune(
             array for a model with one input; an iterable of feeds.
         target: what is to remain, `macs=50%`, `params=50%` or absolute (`macs=2.0G`); half of the MACs by default.
         keep: in place of `target`, the share of channels to keep in every group.
-        method: how channels are ranked.
+        method: how channels are ranked; by default by what a refit leaves without them.
         reconstruct: how the weights that read the cut channels are rebuilt; by default the method's own way.
         scope: `inner` leaves residual streams alone, `all` prunes them too.
         include: regular expressions; only groups of matching nodes are pruned.

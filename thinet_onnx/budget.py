@@ -31,16 +31,17 @@ def default_step(size: int) -> int:
 def widths(size: int, floor: int, step: int) -> list[int]:
     """Widths a group may have, ascending: multiples of `step` from the first that `floor` allows, and the full size.
 
-    A group whose size is no multiple keeps at least `step`, or half its size where that is less.
+    A group whose size is no multiple keeps at least `step`, or half its size where that is less; or nothing at all, where
+    `floor` is 0.
     """
     least = max(floor, min(step, -(-size // 2)))
-    return sorted({size, least} | {w for w in range(step, size, step) if w >= least})
+    return sorted({size, least} | {w for w in range(step, size, step) if w >= least} | ({0} if floor == 0 else set()))
 
 
 def uniform(sizes: Sequence[int], choices: Sequence[Sequence[int]], keep: float) -> list[int]:
     """The paper's way: the same share of every group, the nearest allowed width."""
     return [
-        min(options, key=lambda width, size=size: (abs(width - keep * size), width))  # type: ignore[misc]
+        min(filter(None, options), key=lambda width, size=size: (abs(width - keep * size), width))  # type: ignore[misc]
         for size, options in zip(sizes, choices, strict=True)
     ]
 

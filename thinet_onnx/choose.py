@@ -100,7 +100,7 @@ class Chooser:
 
     def order(self, group: int, views: Mapping[Consumer, View]) -> Ids:
         """The order in which the units of a group go, by the chosen method."""
-        size, method = self.analysis.groups[group].size, self.options.method
+        size, method = self.analysis.groups[group].size, self.options.selection
         if method == "random":
             return np.random.default_rng([self.options.seed, group]).permutation(size).astype(np.int64)
         if method == "weight-sum":
@@ -112,8 +112,31 @@ class Chooser:
                 local = self._local(view.units, group)
                 shares[local[local >= 0]] += view.zeros[local >= 0]
             return select.by_score(-shares)
+        if method == "obs" and all(view.parts for view in own):
+            return select.elimination(self._readers(group, own), size, RIDGE)[0]
+        if method == "thinet-omp" and all(view.parts for view in own):
+            return select.pursuit(self.objective(group, own), self._cross(group, own))
         matrix = self.gram(group, own) if method == "thinet-sampled" else self.objective(group, own)
         return select.greedy(matrix)[0]
+
+    def _readers(self, group: int, views: Iterable[View]) -> list[select.Reader]:
+        """The layers that read a group, their outputs weighed as the network does and divided by their energy."""
+        return [
+            select.Reader(part.h, p / np.sqrt(view.energy), self._local(view.consumer.keys, group))
+            for view in views
+            for part, _, p in view.weighted()
+        ]
+
+    def _cross(self, group: int, views: Iterable[View]) -> Doubles:
+        """Products of the target, less what other channels contribute, with each unit's partial sum."""
+        size = self.analysis.groups[group].size
+        total = np.zeros(size)
+        for view in views:
+            keys = self._local(view.consumer.keys, group)
+            for part, w, p in view.weighted():
+                mine = p - (w * (keys < 0)) @ part.h
+                total += reconstruct.cross_products(mine, w, keys, size) / view.energy
+        return total
 
     def objective(self, group: int, views: Iterable[View]) -> Doubles:
         """M of a group, summed over its consumers."""
@@ -150,17 +173,11 @@ class Chooser:
         size = self.analysis.groups[group].size
         own = [views[consumer] for consumer in self.readers[group] if consumer in views]
         order = self.order(group, views)
-        error = np.zeros(size)
-        for view in own:
-            keys = self._local(view.consumer.keys, group)
-            if self.options.reconstruction != "full" or not view.parts:
-                error += select.apply_order(self.objective(group, [view]), order)
-                continue
-            single = len(own) == 1 and len(view.parts) == 1
-            for part, _, p in view.weighted():
-                found, costs = select.elimination(part.h, p, keys, size, RIDGE, None if single else order)
-                order = found if single else order
-                error += costs / view.energy
+        refitted = [view for view in own if self.options.reconstruction == "full" and view.parts]
+        plain = [view for view in own if view not in refitted]
+        error = select.apply_order(self.objective(group, plain), order) if plain else np.zeros(size)
+        if refitted:
+            error = error + select.elimination(self._readers(group, refitted), size, RIDGE, order)[1]
         if self.options.reconstruction == "full" and all(view.check for view in own):
             error *= self._honesty(group, own, order, error)
         return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
@@ -247,7 +264,7 @@ class Chooser:
         """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""
         consumer, units = view.consumer, view.units
         factors = np.ones(len(stays))
-        if view.sampled is not None and (self.options.method == "thinet-sampled" or not view.parts):
+        if view.sampled is not None and (self.options.selection == "thinet-sampled" or not view.parts):
             factors[units] = reconstruct.scale_sampled(*view.sampled, stays[units])
             return factors
         local = np.searchsorted(units, consumer.keys)

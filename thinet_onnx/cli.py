@@ -118,8 +118,11 @@ def prune(
     exclude: Annotated[list[str] | None, _option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
     round_to: Annotated[int | None, _option(WHAT, "N", "Keep multiples of N channels.", default="by width")] = None,
     method: Annotated[
-        Method, _option(HOW, "NAME", "Rank by: thinet, thinet-sampled, weight-sum, apoz, random.")
-    ] = "thinet",
+        Method | None,
+        _option(
+            HOW, "NAME", "Rank by: obs, thinet, thinet-omp, thinet-sampled, weight-sum, apoz, random.", default="obs"
+        ),
+    ] = None,
     reconstruct: Annotated[
         Reconstruction | None,
         _option(HOW, "full|scale|none", "Mend the next layer: refit, scale per channel.", default="by method"),

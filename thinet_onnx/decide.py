@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from thinet_onnx import budget, runtime, surgery, verify
+from thinet_onnx import budget
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import TargetError
 from thinet_onnx.groups import Analysis
-from thinet_onnx.labels import Ids
-from thinet_onnx.observe import is_check
 from thinet_onnx.options import Progress, PruneOptions
+from thinet_onnx.trial import Trial
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
 _LANDING = 0.01  # a target is met when what remains is within this share of the original
-_MOST_IMAGES, _LEAST_IMAGES = 256, 8
+_SHARES = (0.25, 0.5, 0.75)  # of a group that is removed alone, to see how far the output moves
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ def decide(
         raise TargetError(
             f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
         )
-    curves, sensitivity = _weigh(model, chooser, views, candidates, feeds, progress)
+    trial = Trial(model, chooser, views, candidates, feeds)
+    curves, sensitivity = _weigh(trial, candidates, progress)
     widths = budget.allocate(sizes, choices, curves, cost, limit, unit)
     widths = _land(widths, chooser, candidates, curves, limit, base)
     missed = (limit - cost.total(widths)) / base
@@ -123,41 +123,22 @@ def _land(
     return widths
 
 
-def _weigh(
-    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
-    progress: Progress,
-) -> tuple[list[budget.Curve], dict[int, float]]:  # fmt: skip
-    """Error curves in units of the output: prune each group alone to half, refit, and see how far the output moves."""
-    analysis = chooser.analysis
-    batch = next(iter(feeds[0].values())).shape[0] if next(iter(feeds[0].values())).ndim else 1
-    images = np.clip(2 * len(feeds) * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
-    apart = [feed for place, feed in enumerate(feeds) if is_check(place)] or list(feeds)
-    few = apart[: max(1, -(-int(images) // max(batch, 1)))]
-    reference = runtime.outputs(model, few)
-    curves = [budget.Curve(np.zeros(size + 1)) for size in analysis.sizes]
+def _weigh(trial: Trial, candidates: Sequence[int], progress: Progress) -> tuple[list[budget.Curve], dict[int, float]]:
+    """Error curves in units of the output: prune each group alone to a few widths, refit, see how far the output moves."""
+    sizes = trial.chooser.analysis.sizes
+    curves = [budget.Curve(np.zeros(size + 1)) for size in sizes]
     sensitivity: dict[int, float] = {}
     progress.start("Weighing the groups", len(candidates))
     for group in candidates:
-        order, error = chooser.curve(group, views)
-        size = analysis.groups[group].size
-        gone = min(max(size // 2, 1), size - max(analysis.groups[group].floor, 0))
-        moved = _moved(model, chooser, views, group, np.sort(order[gone:]), few, reference)
-        sensitivity[group] = moved / max(float(error[gone]), 1e-12)
-        curves[group] = budget.Curve(error * sensitivity[group])
+        error, size = trial.errors[group], sizes[group]
+        floor = trial.chooser.analysis.groups[group].floor
+        gone = sorted({min(max(round(size * share), 1), size - floor) for share in _SHARES})
+        rates = [
+            trial.moved([*sizes[:group], size - count, *sizes[group + 1 :]]) / max(float(error[count]), 1e-12)
+            for count in gone
+        ]
+        curve = error * np.interp(np.arange(size + 1), gone, rates)
+        curves[group] = budget.Curve(np.maximum.accumulate(curve))
+        sensitivity[group] = float(np.median(rates))
         progress.advance()
     return curves, sensitivity
-
-
-def _moved(
-    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], group: int, kept: Ids, feeds: Sequence[Feeds],
-    reference: verify.Outputs,
-) -> float:  # fmt: skip
-    """How far the output moves with this group alone cut to `kept` and its consumers rebuilt."""
-    refits = [
-        refit
-        for consumer in chooser.readers[group]
-        if consumer in views
-        for refit in chooser.rebuild(views[consumer], {group: kept}, only_fit=True).refits()
-    ]
-    moved = verify.distance(reference, runtime.outputs(surgery.refit(model, refits), feeds))
-    return moved if np.isfinite(moved) else 1e6

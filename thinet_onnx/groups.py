@@ -18,8 +18,9 @@ from thinet_onnx.cost import Cost, macs, params
 from thinet_onnx.errors import NothingToPruneError
 from thinet_onnx.graph import Array, Graph, Shape, shape_values
 from thinet_onnx.labels import Ids, Labels, Reason
-from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
+from thinet_onnx.plan import ConsumerCut, ErasedLayer, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.rules import RULES, Context, Linear, SizeUse
+from thinet_onnx.rules.branches import can_vanish
 from thinet_onnx.rules.counting import freeze_counted
 
 _WEIGHT_TYPES = {
@@ -36,7 +37,8 @@ class Group:
     """Channels that can go one by one. `roots[u]` is the label of unit u, in the order of the first producer's outputs.
 
     `coupled` says that several layers add into these channels (a residual stream). At least `floor` units stay: 1, or 0
-    where every tensor that holds these channels holds others that can't all go.
+    where every tensor that holds these channels holds others that can't all go, or where the whole branch `vanishes`:
+    its consumers then answer with their biases.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Group:
     consumers: tuple[Linear, ...]
     coupled: bool
     floor: int = 1
+    vanishes: bool = False
 
     @property
     def size(self) -> int:
@@ -151,6 +154,10 @@ def _collect(graph: Graph, shapes: dict[str, Shape], context: Context) -> Analys
     frozen = [entry for layer in producers for entry in _frozen_outputs(labels, layer)]
     frozen += [entry for group in groups for entry in _left_whole(labels, group)]
     groups = [group for group in groups if group.size > group.floor and group.consumers]
+    groups = [
+        replace(group, floor=0, vanishes=True) if can_vanish(context, group.roots, group.consumers) else group
+        for group in groups
+    ]
     group_of = {root: index for index, group in enumerate(groups) for root in group.roots.tolist()}
     batch = _batch(graph, shapes)
     return Analysis(
@@ -308,7 +315,13 @@ def make_plan(analysis: Analysis, kept: list[Ids]) -> PrunePlan:
             weight, axis = source_axis(analysis, layer)
             removed = np.flatnonzero(lost(analysis.context.tensors[weight][axis]))
             consumers[weight, axis] = ConsumerCut(layer.node.title, weight, axis, tuple(removed.tolist()))
-    return PrunePlan(cuts_of_group, tuple(consumers.values()), tuple(cuts), tuple(_edits(analysis, lost)))
+    erased = tuple(
+        ErasedLayer(layer.node.key, layer.y_axis, len(analysis.shapes[layer.node.key]))
+        for group, units in zip(analysis.groups, kept, strict=True)
+        if group.vanishes and not len(units)
+        for layer in group.consumers
+    )
+    return PrunePlan(cuts_of_group, tuple(consumers.values()), tuple(cuts), tuple(_edits(analysis, lost)), erased)
 
 
 def source_axis(analysis: Analysis, layer: Linear) -> tuple[str, int]:

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, get_args
 
 from thinet_onnx.errors import OptionError
 
-Method = Literal["thinet", "thinet-sampled", "weight-sum", "apoz", "random"]
+Method = Literal["obs", "thinet", "thinet-omp", "thinet-sampled", "weight-sum", "apoz", "random"]
 Reconstruction = Literal["full", "scale", "none"]
 Scope = Literal["inner", "all"]
 
@@ -76,14 +76,15 @@ class PruneOptions:
     """Every choice of a run but the model and the data. Exactly one of `target` and `keep` is set.
 
     `keep` is the share of channels kept in each group (the paper's r). `reconstruct` None means the method's own: the
-    paper's scale for `thinet-sampled`, a full refit for all others. `round_to` is the multiple that widths are
+    papers' scale for `thinet-sampled` and `thinet-omp`, a full refit for all others. `method` None means `obs` before a
+    full refit, else `thinet`. `round_to` is the multiple that widths are
     rounded to; None picks it by the width of the group. `include` and `exclude` are regular expressions searched in
     node names: a group is left whole if one of its producers is excluded or, with `include`, none is included.
     """
 
     target: Target | None = None
     keep: float | None = None
-    method: Method = "thinet"
+    method: Method | None = None
     reconstruct: Reconstruction | None = None
     scope: Scope = "inner"
     include: tuple[str, ...] = ()
@@ -96,7 +97,12 @@ class PruneOptions:
     @property
     def reconstruction(self) -> Reconstruction:
         """How the weights that read the cut channels are rebuilt."""
-        return self.reconstruct or ("scale" if self.method == "thinet-sampled" else "full")
+        return self.reconstruct or ("scale" if self.method in ("thinet-sampled", "thinet-omp") else "full")
+
+    @property
+    def selection(self) -> Method:
+        """How channels are ranked."""
+        return self.method or ("obs" if self.reconstruction == "full" else "thinet")
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.keep is None):
@@ -104,7 +110,7 @@ class PruneOptions:
         if self.keep is not None and not 0 < self.keep < 1:
             raise OptionError(f"--keep {self.keep:g}: the share of channels to keep must lie between 0 and 1.")
         for option, value, choices in (
-            ("method", self.method, METHODS),
+            ("method", self.selection, METHODS),
             ("reconstruct", self.reconstruction, RECONSTRUCTIONS),
             ("scope", self.scope, SCOPES),
         ):

@@ -196,7 +196,9 @@ class _Run:
         lost = loss(analysis, kept)
         uncut = [refit for entry in rebuilt for refit in entry.refits()]
         layers = {layer.node.key: layer for layer in analysis.context.linears}
-        cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in uncut]
+        left = graphs.Graph(bare)  # a branch that went altogether took its layers along
+        stays = [refit for refit in uncut if refit.node in left.producer or refit.node in left.tensors]
+        cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in stays]
         pruned = surgery.refit(bare, cut)
         self.progress.advance()
         error = max(error, verify.disagreement(surgery.refit(model, uncut), pruned, model, check))
@@ -228,7 +230,7 @@ class _Run:
         return views
 
     def _watcher(self, consumer: Consumer) -> Watcher:
-        sampled = self.options.method == "thinet-sampled"
+        sampled = self.options.selection == "thinet-sampled"
         return Watcher(consumer, len(self.fit), self.options.seed, sampled=sampled)
 
     def _prune(
@@ -331,7 +333,8 @@ def _report(
         groups=summary.group_rows(analysis, outcome.plan, outcome.rebuilt),
         not_pruned=summary.not_pruned(analysis, options), oracle_error=outcome.oracle_error,
         seconds=time.perf_counter() - started, seed=options.seed,
-        options={**dataclasses.asdict(options), "reconstruct": options.reconstruction, "data": run.source.description},
+        options=dataclasses.asdict(options)
+        | {"method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description},
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
     )  # fmt: skip
 

@@ -60,6 +60,18 @@ class IntEdit:
 
 
 @dataclass(frozen=True)
+class ErasedLayer:
+    """A layer of which no input channel is left: its output is its bias, along `axis` of a tensor of `rank` dimensions.
+
+    `node` is the name of the node's first output.
+    """
+
+    node: str
+    axis: int
+    rank: int
+
+
+@dataclass(frozen=True)
 class PrunePlan:
     """All that a pruned file differs in, apart from refitted weights."""
 
@@ -67,6 +79,7 @@ class PrunePlan:
     consumers: tuple[ConsumerCut, ...]
     cuts: tuple[TensorCut, ...]
     edits: tuple[IntEdit, ...]
+    erased: tuple[ErasedLayer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dicts; groups also carry `after`, for readers."""
@@ -87,4 +100,5 @@ class PrunePlan:
             ),
             cuts=tuple(TensorCut(c["tensor"], c["axis"], tuple(c["removed"])) for c in plain["cuts"]),
             edits=tuple(IntEdit(e["node"], e["operand"], e["attribute"], tuple(e["values"])) for e in plain["edits"]),
+            erased=tuple(ErasedLayer(e["node"], e["axis"], e["rank"]) for e in plain.get("erased", ())),
         )

@@ -3,6 +3,8 @@
 All functions rank units for removal: the first k entries of an order are the units that go when k of them go.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -112,53 +114,86 @@ def apply_order(m: Floats, order: Order) -> Doubles:
     return np.cumsum(np.diag(ordered) + 2 * np.tril(ordered, -1).sum(1))
 
 
+@dataclass(frozen=True)
+class Reader:
+    """One layer that reads the units: moments `h` (n×n) of its inputs and `p` (D×n) of target and input, on a common scale.
+
+    `keys` (n): the unit (0 … units−1) that each column reads, −1 for a column that stays.
+    """
+
+    h: Floats
+    p: Doubles
+    keys: Order
+
+
 def elimination(
-    h: Floats, p: Doubles, keys: Order, units: int, ridge: float, order: Order | None = None
+    readers: Sequence[Reader], units: int, ridge: float, order: Order | None = None
 ) -> tuple[Order, Doubles]:
     """Backward elimination with refit: removal order and the error that a full refit leaves at every width.
 
-    Optimal brain surgeon by blocks: with V = (H+λI)⁻¹ and B = P V remove the unit with the least tr(B_c V_cc⁻¹ B_cᵀ), then
-    B −= B_c V_cc⁻¹ V_c,: and V −= V_:,c V_cc⁻¹ V_c,:. Wide layers lose several units at a time; their error is exact at the
-    end of each step and drawn straight in between.
+    Optimal brain surgeon by blocks: with V = (H+λI)⁻¹ and B = P V of each reader remove the unit with the least sum of
+    tr(B_c V_cc⁻¹ B_cᵀ), then B −= B_c V_cc⁻¹ V_c,: and V −= V_:,c V_cc⁻¹ V_c,:. Wide layers lose several units at a time;
+    their error is exact at the end of each step and drawn straight in between.
 
     Args:
-        h: (n×n) moments of the inputs, centred or not.
-        p: (D×n) moments of targets and inputs.
-        keys: (n) the unit (0 … units−1) that each column reads, −1 for a column that stays.
+        readers: the layers that read the units; a convolution with groups counts as one for each.
         units: how many units may go.
         ridge: λ as a share of the mean diagonal of h.
         order: take this order of removal instead of the best.
 
     Returns:
-        the order of removal of the units and the squared error, summed over outputs, after each removal.
+        the order of removal of the units and the squared error, summed over readers and outputs, after each removal.
     """
-    columns = h.shape[0]
-    v = np.linalg.inv(np.asarray(h, np.float64) + (ridge * float(np.trace(h)) / columns + 1e-12) * np.eye(columns))
-    b: Doubles = p @ v
-    members = [np.flatnonzero(keys == unit) for unit in range(units)]
+    states = [_State(reader, units, ridge) for reader in readers]
+    wide = max((len(state.v) for state in states), default=0) > _WIDE
     alive = list(range(units)) if order is None else order.tolist()
     picks: list[int] = []
     costs: list[float] = []
     while alive:
-        step = 1 if columns <= _WIDE else max(1, len(alive) // 32)
+        step = max(1, len(alive) // 32) if wide else 1
         if order is None and step < len(alive):
-            losses = _losses(v, b, [members[unit] for unit in alive])
+            losses = np.sum([state.losses(alive) for state in states], axis=0)
             chosen = [alive[place] for place in np.argsort(losses, kind="stable")[:step].tolist()]
         else:
             chosen = alive[:step]
-        index = np.concatenate([members[unit] for unit in chosen])
-        factor = np.linalg.solve(v[np.ix_(index, index)], v[index])
-        lost = max(
-            float(np.einsum("dn,nd->", b[:, index], np.linalg.solve(v[np.ix_(index, index)], b[:, index].T))), 0.0
-        )
+        lost = sum(state.remove(chosen) for state in states)
         base = costs[-1] if costs else 0.0
         costs += [base + lost * (place + 1) / len(chosen) for place in range(len(chosen))]
         picks += chosen
         gone = set(chosen)
         alive = [unit for unit in alive if unit not in gone]
-        b -= b[:, index] @ factor
-        v -= v[:, index] @ factor
     return np.array(picks, np.int64), np.array(costs)
+
+
+class _State:
+    """V and B of one reader while units go."""
+
+    def __init__(self, reader: Reader, units: int, ridge: float) -> None:
+        columns = reader.h.shape[0]
+        strength = ridge * float(np.trace(reader.h)) / columns + 1e-12
+        self.v: Doubles = np.linalg.inv(np.asarray(reader.h, np.float64) + strength * np.eye(columns))
+        self.b: Doubles = reader.p @ self.v
+        self._members = [np.flatnonzero(reader.keys == unit) for unit in range(units)]
+
+    def losses(self, alive: Sequence[int]) -> Doubles:
+        """What each unit's removal would add; nothing for a unit that isn't read."""
+        result = np.zeros(len(alive))
+        read = [place for place, unit in enumerate(alive) if len(self._members[unit])]
+        if read:
+            result[read] = _losses(self.v, self.b, [self._members[alive[place]] for place in read])
+        return result
+
+    def remove(self, chosen: Sequence[int]) -> float:
+        """Take units out; returns what that adds to the error."""
+        index = np.concatenate([self._members[unit] for unit in chosen])
+        if not len(index):
+            return 0.0
+        corner = self.v[np.ix_(index, index)]
+        factor = np.linalg.solve(corner, self.v[index])
+        lost = float(np.einsum("dn,nd->", self.b[:, index], np.linalg.solve(corner, self.b[:, index].T)))
+        self.b -= self.b[:, index] @ factor
+        self.v -= self.v[:, index] @ factor
+        return max(lost, 0.0)
 
 
 def _losses(v: Doubles, b: Doubles, blocks: list[Order]) -> Doubles:
@@ -176,3 +211,37 @@ def _losses(v: Doubles, b: Doubles, blocks: list[Order]) -> Doubles:
         outer = b[:, index].transpose(1, 2, 0)
         losses[places] = np.einsum("ckd,ckd->c", outer, np.linalg.solve(inner, outer))
     return losses
+
+
+def pursuit(m: Doubles, cross: Doubles) -> Order:
+    """Forward orthogonal matching pursuit (the 2018 variant of ThiNet), turned round into an order of removal.
+
+    Each step adds the unit that leaves the least residual after its own best factor, then refits the factors of all
+    chosen ones. Units that add nothing (dead ones, sums of chosen ones) come first in the order of removal, ties going to
+    the lowest index.
+
+    Args:
+        m: (C×C) products of the units' partial sums.
+        cross: (C) products of the target with each partial sum.
+    """
+    size = len(m)
+    energy = np.array(np.diag(m), np.float64)
+    least = 1e-10 * max(float(energy.max(initial=0.0)), 1e-300)
+    rest, correlation = energy.copy(), np.array(cross, np.float64)
+    basis = np.zeros((size, size))
+    chosen: list[int] = []
+    while len(chosen) < size:
+        usable = rest > np.maximum(least, 1e-9 * energy)
+        usable[chosen] = False
+        if not usable.any():
+            break
+        gains = np.where(usable, correlation**2 / np.maximum(energy, least), -1.0)
+        unit = int(np.argmax(gains))
+        known = basis[:, : len(chosen)]
+        column = (m[:, unit] - known @ known[unit]) / np.sqrt(rest[unit])
+        basis[:, len(chosen)] = column
+        correlation -= column * (correlation[unit] / np.sqrt(rest[unit]))
+        rest -= column**2
+        chosen.append(unit)
+    left = [unit for unit in range(size) if unit not in set(chosen)]
+    return np.array([*left, *reversed(chosen)], np.int64)

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from thinet_onnx import external, protos
 from thinet_onnx.graph import Graph, run_node
-from thinet_onnx.plan import IntEdit, PrunePlan, TensorCut
+from thinet_onnx.plan import ErasedLayer, IntEdit, PrunePlan, TensorCut
 
 Array = np.ndarray[Any, Any]
 
@@ -75,7 +75,29 @@ def apply(model: onnx.ModelProto, plan: PrunePlan) -> onnx.ModelProto:
             for cut in cuts:
                 value = np.delete(value, cut.removed, cut.axis)
             external.store(tensor, value)
-    return result
+    return _erase(result, plan.erased) if plan.erased else result
+
+
+def _erase(model: onnx.ModelProto, layers: Sequence[ErasedLayer]) -> onnx.ModelProto:
+    """Put constants, the biases, in the place of layers that read nothing any more; what fed only them goes."""
+    graph = Graph(model)
+    unread: list[str] = []
+    for layer in layers:
+        node = graph.producer[layer.node]
+        weight, bias = graph.fold(node.inputs[1]), graph.fold(node.operand(2)) if node.operand(2) else None
+        assert weight is not None
+        grouped = node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1
+        out_axis = (0 if node.attrs.get("transB") else 1) if node.op == "Gemm" else int(node.op == "ConvTranspose")
+        value = np.zeros(weight.shape[out_axis] * grouped, weight.dtype)
+        if bias is not None:
+            value += np.asarray(bias.ravel() * node.attrs.get("beta", 1.0), weight.dtype)
+        shape = [-1 if axis == layer.axis else 1 for axis in range(layer.rank)]
+        protos.add_initializer(model, numpy_helper.from_array(value.reshape(shape), layer.node))
+        unread += node.inputs
+    keys = {layer.node for layer in layers}
+    protos.set_nodes(model, [node for node in model.graph.node if not keys.intersection(node.output)])
+    protos.drop_unread(model, unread)
+    return model
 
 
 def _slice(tensors: dict[str, gs.Tensor], nodes: dict[str, gs.Node], cut: TensorCut) -> None:
@@ -225,6 +247,9 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
     uses = _readers(graph)
     changes: list[tuple[str, int, Array, str]] = []
     for entry in refits:
+        if entry.node not in graph.producer:
+            _refit_erased(result, entry)
+            continue
         changes.append((entry.node, entry.weight_operand, entry.weight, "weight"))
         if entry.bias_operand is not None and entry.bias is not None:
             changes.append((entry.node, entry.bias_operand, entry.bias, "bias"))
@@ -240,6 +265,15 @@ def refit(model: onnx.ModelProto, refits: Sequence[Refit]) -> onnx.ModelProto:
         else:
             _attach(result, nodes[key], operand, value, f"{key}_thinet_{suffix}")
     return result
+
+
+def _refit_erased(model: onnx.ModelProto, entry: Refit) -> None:
+    """A layer that was erased is a constant by the name of its output: it takes the bias."""
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == entry.node]
+    if entry.bias is not None:
+        value = entry.bias.reshape(tuple(tensor.dims))
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        _copy_values(numpy_helper.from_array(value.astype(kind), tensor.name), tensor)
 
 
 def _readers(graph: Graph) -> dict[str, int]:

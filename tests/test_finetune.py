@@ -1,0 +1,579 @@
+"""Fine-tuning: it learns, it goes on where it was killed, two processes equal one, and what is written is what was trained."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: the twin and fine-tuning are NOT TESTED")
+
+from graphs import Build, two_convs  # noqa: E402
+from small_models import initializers, plain, residual  # noqa: E402
+
+import thinet_onnx  # noqa: E402
+from thinet_onnx import graph as graphs  # noqa: E402
+from thinet_onnx import runtime, verify  # noqa: E402
+from thinet_onnx.data import Preprocess, Source, from_arrays, open_source  # noqa: E402
+from thinet_onnx.errors import DataError, ModelError, OptionError  # noqa: E402
+from thinet_onnx.finetune import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
+from thinet_onnx.graph import Graph  # noqa: E402
+from thinet_onnx.images import InputSpec  # noqa: E402
+from thinet_onnx.setting import open_model  # noqa: E402
+from thinet_onnx.torch_twin import find_cut, to_torch  # noqa: E402
+from thinet_onnx.torch_twin.check import disagreement  # noqa: E402
+from thinet_onnx.training.feeding import Feeding, Variation, variation  # noqa: E402
+from thinet_onnx.training.losses import Objective, sources  # noqa: E402
+from thinet_onnx.training.losses import Source as Place  # noqa: E402
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def data_for(model: onnx.ModelProto, items: int = 24, *, labels: bool = False, seed: int = 0) -> Source:
+    """Random items, the same for the same seed."""
+    specs = open_model(model, {}).inputs
+    rng = np.random.default_rng(seed)
+    arrays = {spec.name: rng.standard_normal((items, *spec.shape[1:])).astype(spec.dtype) for spec in specs}
+    return from_arrays(arrays, specs, labels=rng.integers(0, 5, items) if labels else None)
+
+
+def shaken(model: onnx.ModelProto, by: float = 0.3) -> onnx.ModelProto:
+    """The model with other weights: a student that has something to learn."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    rng = np.random.default_rng(5)
+    for tensor in result.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype.kind == "f":
+            moved = value + by * value.std() * rng.standard_normal(value.shape)
+            tensor.raw_data = moved.astype(value.dtype).tobytes()
+    return result
+
+
+def learn(model: onnx.ModelProto, student: onnx.ModelProto | None = None, **options: Any) -> FinetuneResult:
+    """A short run on random items."""
+    chosen = {"steps": 6, "batch": 8, "learning_rate": 1e-2} | options
+    data = data_for(model, labels=bool(chosen.get("label_weight") or chosen.get("loss")))
+    return finetune(student or shaken(model), model, data, FinetuneOptions(**chosen))
+
+
+# --- it learns ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fashion() -> tuple[onnx.ModelProto, onnx.ModelProto, Source]:
+    """The bundled residual network, half of it without a refit, and 96 images."""
+    model, images, pixels = (
+        graphs.load(MODELS / "fashion_resnet.onnx"),
+        MODELS / "fashion_calibration.npz",
+        (0.286, 0.353),
+    )
+    result = thinet_onnx.prune(model, images, samples=48, reconstruct="none", mean=pixels[:1], std=pixels[1:])
+    source = open_source(images, open_model(model, {}).inputs, Preprocess(pixels[:1], pixels[1:]), samples=96)
+    return model, result.model, source
+
+
+def test_a_pruned_network_comes_nearer_to_the_original(
+    fashion: tuple[onnx.ModelProto, onnx.ModelProto, Source],
+) -> None:
+    model, pruned, data = fashion
+    before = pruned.SerializeToString()
+    result = finetune(pruned, model, data, FinetuneOptions(steps=12, batch=16, validate_every=4))
+    assert pruned.SerializeToString() == before
+    assert result.steps == 12
+    assert [entry.step for entry in result.validations] == [0, 4, 8, 12]
+    assert result.after.loss < 0.5 * result.before.loss
+    assert result.difference <= 1e-4
+    assert graphs.check(result.model) is None
+    assert initializers(result.model).keys() == initializers(pruned).keys()
+    held = data.batch(range(12))
+    answers = [runtime.outputs(network, [held]) for network in (model, pruned, result.model)]
+    first, last = (verify.fidelity(["logits"], answers[0], answer)[0] for answer in answers[1:])
+    assert last.relative_error < 0.9 * first.relative_error
+    assert result.fidelity[0].samples == 12
+    assert result.before.agreement is not None
+    assert result.after.agreement == result.fidelity[0].top1 >= result.before.agreement + 0.25
+
+
+def test_nothing_is_lost_where_training_makes_it_worse() -> None:
+    model = plain()
+    student = shaken(model, 0.01)
+    result = learn(model, student, optimizer="sgd", learning_rate=3.0, clip=0.0)
+    assert result.best_step == 0
+    assert result.model.SerializeToString() == student.SerializeToString()
+
+
+def test_what_is_written_is_what_was_validated() -> None:
+    model = residual()
+    result = learn(model)
+    cut = find_cut(Graph(result.model))
+    assert (
+        disagreement(result.model, to_torch(result.model, starts=cut.starts, ends=cut.ends), data_for(model).batch([0]))
+        < 1e-6
+    )
+    assert result.after.loss == min(entry.loss for entry in result.validations)
+    # its validation can be had again: a run that starts there
+    again = learn(model, result.model, steps=1, learning_rate=1e-9)
+    assert again.before.loss == pytest.approx(result.after.loss, rel=1e-5)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd", "learning_rate": 3e-2},
+    "averaged weights": {"ema": 0.7},
+    "labels": {"label_weight": 1.0, "distill": 0.0},
+    "labels and teacher": {"label_weight": 0.5},
+    "features": {"feature_weight": 1.0},
+    "features by name": {"feature_weight": 1.0, "features": ("v2",), "distill": 0.0},
+    "channels last": {"channels_last": True},
+    "shifted and mirrored": {"flip": True, "crop": 2, "layout": "nchw"},
+    "unclipped": {"clip": 0.0, "learning_rate": 1e-3},
+    "on the cpu": {"device": "cpu"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_way_of_training_makes_its_loss_less(name: str) -> None:
+    result = learn(residual(), steps=20, **OPTIONS[name])
+    assert result.after.loss < 0.9 * result.before.loss
+    assert result.best_step > 0
+
+
+def test_learned_statistics_reach_the_file() -> None:
+    b = Build()
+    x = b.batch_norm(b.conv(b.input(dynamic="N"), 3, 6, name="a"), 6, name="bn")
+    b.output(b.conv(b.node("Relu", x), 6, 4, name="b"))
+    model = b.model()
+    start = initializers(shaken(model))
+    learned, frozen = (initializers(learn(model, steps=30, batch_norm=kind).model) for kind in ("learned", "frozen"))
+    changed = [
+        {name for name, value in end.items() if not np.array_equal(value, start[name])} for end in (learned, frozen)
+    ]
+    assert changed[0] == set(start)
+    assert changed[0] - changed[1] == {"bn.mean", "bn.var"}
+
+
+def test_a_loss_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def loss(outputs, batch):\n"
+        "    (name, scores), = outputs.items()\n"
+        "    assert batch['labels'].shape == (len(batch['x']),) and batch['teacher'][name].shape == scores.shape\n"
+        "    return torch.nn.functional.cross_entropy(scores, batch['labels'])\n"
+        "def wrong(outputs, batch):\n"
+        "    return next(iter(outputs.values()))\n"
+        "def broken(outputs, batch):\n"
+        "    return batch['nothing']\n"
+    )
+    result = learn(plain(), distill=0.0, loss=f"{tmp_path / 'mine.py'}:loss")
+    assert result.after.parts.keys() == {"loss"}
+    labels = learn(plain(), distill=0.0, label_weight=1.0)
+    assert result.after.loss == pytest.approx(labels.after.loss, rel=1e-5)
+    for function, words in (("wrong", "one element"), ("broken", "KeyError"), ("nowhere", "no function 'nowhere'")):
+        with pytest.raises(OptionError, match=words):
+            learn(plain(), loss=f"{tmp_path / 'mine.py'}:{function}")
+    with pytest.raises(OptionError, match="no such script"):
+        learn(plain(), loss="elsewhere.py:loss")
+
+
+def test_training_ends_where_nothing_gets_better() -> None:
+    result = learn(
+        plain(), shaken(plain(), 0.01), steps=40, optimizer="sgd", learning_rate=2.0, patience=2, validate_every=1
+    )
+    assert result.steps < 40
+    assert result.steps == result.best_step + 2
+
+
+def test_training_that_diverges_says_so() -> None:
+    with pytest.raises(OptionError, match="Training diverged at step"):
+        learn(plain(), optimizer="sgd", learning_rate=1e30, clip=0.0)
+
+
+# --- whatever the network ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_for_one_image_learns_in_batches() -> None:
+    result = learn(plain(batch=1), steps=20)
+    free = learn(plain(), steps=20)
+    assert result.after.loss == pytest.approx(free.after.loss, rel=1e-4)
+
+
+def test_items_that_can_not_be_joined_are_run_one_by_one() -> None:
+    """A network that mixes what is in a batch."""
+    b = Build()
+    x = b.conv(b.input(), 3, 4, name="a")
+    b.output(b.conv(b.node("Sub", x, b.node("ReduceMean", x, b.ints(0))), 4, 4, name="b"))
+    result = learn(b.model(), steps=20)
+    assert result.after.loss < 0.9 * result.before.loss
+    with pytest.raises(OptionError, match="items are run one by one"):
+        learn(b.model(), batch_norm="learned")
+
+
+def unknown_in_front(b: Build) -> None:
+    """Half of the network is behind an operator without a twin."""
+    x = b.node("Relu", b.conv(b.input(), 3, 4, name="a"))
+    drawn = b.node("RandomNormalLike", x, seed=1.0, scale=1e-9)
+    b.output(b.conv(b.node("Add", x, drawn), 4, 8, name="b"))
+
+
+def unknown_behind(b: Build) -> None:
+    x = b.node("Relu", b.conv(b.input(), 3, 8, name="a"))
+    b.output(b.node("Softmax", b.conv(x, 8, 4, name="b"), axis=1), b.node("NonZero", x, out="places"), rank=2)
+
+
+@pytest.mark.parametrize(("make", "trained"), [(unknown_in_front, {"b"}), (unknown_behind, {"a", "b"})])
+def test_the_part_that_has_a_twin_is_trained(make: Callable[[Build], None], trained: set[str]) -> None:
+    b = Build()
+    make(b)
+    model = b.model()
+    if make is unknown_behind:
+        model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    student = shaken(model)
+    result = learn(model, student, steps=20)
+    assert len(result.left_out) == 1
+    assert result.after.loss < 0.9 * result.before.loss
+    old = initializers(student)
+    changed = {
+        name.split(".")[0] for name, value in initializers(result.model).items() if not np.array_equal(value, old[name])
+    }
+    assert changed == trained
+
+
+def test_a_quantised_network_is_trained_as_it_is_stored() -> None:
+    def quantised(values: np.ndarray) -> onnx.ModelProto:
+        b = Build(dynamic := 18)
+        assert dynamic
+        scale = b.const(np.full(6, 0.01, np.float32))
+        weight = b.node("DequantizeLinear", b.const(values, "steps"), scale, b.const(np.zeros(6, np.int8)), axis=0)
+        b.output(b.node("Conv", b.input(), weight, pads=[1, 1, 1, 1]))
+        return b.model()
+
+    steps = np.random.default_rng(0).integers(-60, 60, (6, 3, 3, 3))
+    model = quantised(steps.astype(np.int8))
+    student = quantised(
+        np.clip(steps + np.random.default_rng(1).integers(-20, 20, steps.shape), -128, 127).astype(np.int8)
+    )
+    result = learn(model, student, steps=40, learning_rate=3e-2)
+    assert result.after.loss < 0.5 * result.before.loss
+    assert initializers(result.model)["steps"].dtype == np.int8
+    assert result.difference <= 1e-6
+
+
+# --- it goes on where it was killed -------------------------------------------------------------------------------------
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np, onnx, torch
+torch.set_num_threads(1)
+from thinet_onnx.data import from_arrays
+from thinet_onnx.finetune import FinetuneOptions, finetune
+from thinet_onnx.setting import open_model
+
+class Mortal:
+    def __init__(self, life):
+        self.left = life
+    def start(self, stage, total):
+        pass
+    def advance(self, steps=1):
+        self.left -= steps
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def close(self):
+        pass
+
+folder = Path(sys.argv[1])
+student, teacher = onnx.load(folder / "student.onnx"), onnx.load(folder / "teacher.onnx")
+arrays = np.load(folder / "data.npz")
+data = from_arrays({"x": arrays["x"]}, open_model(teacher, {}).inputs)
+options = FinetuneOptions(**eval(sys.argv[2]))
+result = finetune(
+    student, teacher, data, options, folder=Path(sys.argv[3]), resume=True, progress=Mortal(int(sys.argv[4]))
+)
+onnx.save(result.model, folder / f"{sys.argv[5]}-{os.environ.get('RANK', 0)}.onnx")
+"""
+
+
+def laid_out(folder: Path, student: onnx.ModelProto, teacher: onnx.ModelProto, items: int) -> Source:
+    """The files of a run in a process of its own."""
+    onnx.save(student, folder / "student.onnx")
+    onnx.save(teacher, folder / "teacher.onnx")
+    x = np.random.default_rng(3).standard_normal((items, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x)
+    return from_arrays({"x": x}, open_model(teacher, {}).inputs)
+
+
+def start(
+    folder: Path, options: dict[str, Any], run: str, life: int, name: str, **environment: str
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", RUN, str(folder), repr(options), str(folder / run), str(life), name]
+    variables = {"OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.PIPE)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a log, but for the time."""
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    model = residual()
+    options = {
+        "epochs": 3, "batch": 8, "ema": 0.5, "flip": True, "crop": 1, "layout": "nchw", "checkpoint_every": 3,
+        "batch_norm": "learned",
+    }  # fmt: skip
+    data = laid_out(tmp_path, shaken(model), model, 48)
+    killed = start(tmp_path, options, "run", 11, "killed")
+    assert killed.wait(60) == -9
+    killed.communicate()
+    assert logged(tmp_path / "run")[-1]["step"] == 10  # behind the checkpoint, which is of step 9
+    whole = finetune(shaken(model), model, data, FinetuneOptions(**options), folder=tmp_path / "whole")
+    resumed = finetune(shaken(model), model, data, FinetuneOptions(**options), folder=tmp_path / "run", resume=True)
+    assert resumed.model.SerializeToString() == whole.model.SerializeToString()
+    assert resumed.validations == whole.validations
+    records = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "run")
+    ]
+    for record in (entry for lines in records for entry in lines):
+        del record["seconds"]
+    assert records[0] == records[1]
+    assert not list((tmp_path / "run").glob(".checkpoint-*"))
+
+
+def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
+    model = plain()
+    first = finetune(shaken(model), model, data_for(model), FinetuneOptions(steps=4, batch=8), folder=tmp_path)
+    again = finetune(
+        shaken(model), model, data_for(model), FinetuneOptions(steps=4, batch=8), folder=tmp_path, resume=True
+    )
+    assert again.steps == 4
+    assert again.model.SerializeToString() == first.model.SerializeToString()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    model = plain()
+    finetune(shaken(model), model, data_for(model), FinetuneOptions(steps=2, batch=8), folder=tmp_path)
+    with pytest.raises(OptionError, match="of a run with other networks, data or options"):
+        finetune(shaken(model), model, data_for(model), FinetuneOptions(steps=3, batch=8), folder=tmp_path, resume=True)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nonsense")
+    with pytest.raises(OptionError, match="can't be read"):
+        finetune(shaken(model), model, data_for(model), FinetuneOptions(steps=2, batch=8), folder=tmp_path, resume=True)
+    # without resume it is begun anew
+    finetune(shaken(model), model, data_for(model), FinetuneOptions(steps=2, batch=8), folder=tmp_path)
+
+
+# --- two processes equal one --------------------------------------------------------------------------------------------
+
+
+def with_norms(b: Build) -> onnx.ModelProto:
+    x = b.input(dynamic="N")
+    for place, (before, after) in enumerate(((3, 6), (6, 6))):
+        x = b.node(
+            "Relu", b.batch_norm(b.conv(x, before, after, name=f"conv{place}", bias=False), after, name=f"bn{place}")
+        )
+    b.output(b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x)), 6, 5, name="head"))
+    return b.model()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """With statistics that are learned, which sum over processes in the forward and in the backward pass."""
+    model = with_norms(Build())
+    options = {"steps": 20, "batch": 8, "batch_norm": "learned", "validate_every": 10}
+    data = laid_out(tmp_path, shaken(model), model, 40)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pair = [start(tmp_path, options, "pair", -1, "pair", RANK=str(rank), **shared) for rank in (0, 1)]
+    one = finetune(shaken(model), model, data, FinetuneOptions(**options), folder=tmp_path / "one")
+    for process in pair:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors.decode()
+    ends = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("one", "pair")]
+    begin = initializers(shaken(model))
+    for name, value in ends[0]["twin"].items():
+        assert (ends[1]["twin"][name] - value).abs().max() <= 1e-5 * max(value.abs().max(), 1), name
+        assert not np.array_equal(value.numpy(), begin[name]), name
+    for alone, together in zip(one.validations, ends[1]["validations"], strict=True):
+        assert together["loss"] == pytest.approx(alone.loss, rel=1e-5)
+    written = [(tmp_path / f"pair-{rank}.onnx").read_bytes() for rank in (0, 1)]
+    assert written[0] == written[1]
+    assert len(logged(tmp_path / "pair")) == 20 + 3  # one of them writes
+
+
+# --- the order of the data ---------------------------------------------------------------------------------------------
+
+
+def pictures() -> Source:
+    x = np.arange(10 * 3 * 5 * 6, dtype=np.float32).reshape(10, 3, 5, 6)
+    return from_arrays(x, [InputSpec("x", (None, 3, 5, 6), np.dtype(np.float32))])
+
+
+def test_every_item_is_seen_once_in_an_epoch_in_an_order_of_its_own() -> None:
+    feeding = Feeding(pictures(), list(range(8)), 4, 0, Variation())
+    assert feeding.steps == 2
+    epochs = [[row for step in (2 * epoch, 2 * epoch + 1) for row in feeding.rows(step)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert feeding.rows(3) == Feeding(pictures(), list(range(8)), 4, 0, Variation()).rows(3)
+
+
+def test_images_are_varied_by_seed_epoch_and_item_alone() -> None:
+    feeding = Feeding(pictures(), list(range(10)), 4, 0, Variation(True, 1, {"x": (2, 3)}))
+    alone, joined = feeding.feeds([7], 2)["x"], feeding.feeds([1, 7], 2)["x"]
+    assert np.array_equal(alone[0], joined[1])
+    assert not np.array_equal(feeding.feeds(list(range(10)), 1)["x"], feeding.feeds(list(range(10)), 2)["x"])
+
+
+@pytest.mark.parametrize(("layout", "axes"), [("nchw", (2, 3)), ("nhwc", (1, 2))])
+def test_images_are_mirrored_and_shifted_with_their_edges_continued(layout: str, axes: tuple[int, int]) -> None:
+    x = np.arange(5 * 6, dtype=np.float32)
+    picture = np.expand_dims(x.reshape(5, 6), (0, 1) if layout == "nchw" else (0, 3))
+    seen = set()
+    for seed in range(200):
+        feeds = {"x": picture.copy()}
+        Variation(True, 1, {"x": axes}).apply(feeds, slice(0, 1), np.random.default_rng(seed))
+        seen.add(feeds["x"].tobytes())
+    edges = np.pad(x.reshape(5, 6), 1, mode="edge")
+    crops = [edges[i : i + 5, j : j + 6] for i in range(3) for j in range(3)]
+    assert seen == {np.ascontiguousarray(c[:, ::s]).tobytes() for c in crops for s in (1, -1)}
+
+
+def test_what_is_no_image_is_not_varied() -> None:
+    b = Build()
+    b.output(b.gemm(b.input(shape=(1, 4)), 4, 3, name="fc"))
+    assert variation(False, 0, "auto", b.model().graph.input) == Variation()
+    with pytest.raises(OptionError, match="no input of the model has rank 4"):
+        variation(True, 0, "auto", b.model().graph.input)
+    unclear = Build()
+    unclear.output(unclear.conv(unclear.input(shape=(1, 7, 8, 9)), 7, 3))
+    with pytest.raises(OptionError, match="--flip and --crop"):
+        variation(True, 0, "auto", unclear.model().graph.input)
+
+
+# --- losses ------------------------------------------------------------------------------------------------------------
+
+
+def objective(seen: "torch.Tensor", place: Place | None = None, **options: Any) -> Objective:
+    return Objective(FinetuneOptions(**options), [place or Place("y", "y")], (), {"y": seen})
+
+
+def test_class_scores_are_compared_by_divergence_and_all_else_by_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    t, z = (torch.randn(6, 5, generator=generator) for _ in "tz")
+    p, q = (x.div(2).softmax(1) for x in (t, z))
+    divergence = 4 * (p * (p / q).log()).sum(1).mean()
+    squares = (z - t).square().mean() / t.var(correction=0)
+    behind_softmax = Place("y", "y", axis=1)
+    found = {
+        "logits": objective(t).parts({"y": z}, {"y": t}, {})["y"],
+        "behind a softmax": objective(t, behind_softmax).parts({"y": z}, {"y": t}, {})["y"],
+        "probabilities": objective(t.softmax(1)).parts({"y": z.softmax(1)}, {"y": t.softmax(1)}, {})["y"],
+        "maps": objective(t[..., None, None].repeat(1, 1, 2, 2)).parts(
+            {"y": z[..., None, None].repeat(1, 1, 2, 2)}, {"y": t[..., None, None].repeat(1, 1, 2, 2)}, {})["y"],
+    }  # fmt: skip
+    expected = {
+        "logits": divergence + squares, "behind a softmax": divergence, "probabilities": divergence, "maps": squares,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-4), name
+    weighed = objective(t, behind_softmax, output_weights={"y": 0.5}, distill=3.0).parts({"y": z}, {"y": t}, {})["y"]
+    assert float(weighed) == pytest.approx(1.5 * float(divergence), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("opset", "axis", "shape"), [(13, 1, (2, 4, 3, 3)), (13, -1, (2, 3, 3, 4)), (11, 3, (2, 3, 3, 4))]
+)
+def test_a_softmax_anywhere_is_compared_in_front_of_it(opset: int, axis: int, shape: tuple[int, ...]) -> None:
+    b = Build(opset)
+    x = b.conv(b.input(), 3, 4, name="scores")
+    x = b.node("Transpose", x, perm=[0, 2, 3, 1]) if shape[1] == 3 else x
+    b.output(b.node("Softmax", x, axis=axis, out="y"))
+    graph = Graph(b.model())
+    (place,) = sources(graph, find_cut(graph))
+    assert (place.output, place.tensor) == ("y", x)
+    z, t = torch.randn(2, *shape).unbind()
+    chosen = Objective(FinetuneOptions(temperature=1.0), [place], (), {x: t})
+    classes = axis % 4
+    expected = (t.softmax(classes) * (t.log_softmax(classes) - z.log_softmax(classes))).sum() / 18
+    assert float(chosen.parts({x: z}, {x: t}, {})["y"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_agreement_counts_best_classes() -> None:
+    chosen = objective(torch.randn(4, 3))
+    scores = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    assert chosen.agreeing({"y": scores.roll(1, 0)}, {"y": scores}) == (1, 4)
+    assert objective(torch.randn(4, 3, 2, 2)).agreeing({"y": scores}, {"y": scores}) == (0, 0)
+
+
+# --- what the user can mend ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": "adam"}, "--optimizer 'adam' is unknown: choose one of adamw, sgd"),
+        ({"batch_norm": "fixed"}, "--batch-norm"),
+        ({"device": "tpu"}, "--device"),
+        ({"layout": "chw"}, "--layout"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"steps": 0}, "--steps 0"),
+        ({"batch": 0}, "--batch 0"),
+        ({"clip": -1.0}, "--clip -1: it must not be negative"),
+        ({"ema": 1.0}, "--ema 1: it must lie between 0 and 1"),
+        ({"learning_rate": 0.0}, "must be positive"),
+        ({"temperature": 0.0}, "must be positive"),
+        ({"distill": 0.0}, "Nothing is to be learned"),
+        ({"held_out": 1.5}, "to hold out is 1.5"),
+        ({"label_weight": 1.0}, "there are none in"),
+        ({"output_weights": {"nowhere": 1.0}}, "no output 'nowhere'; it has"),
+        ({"output_weights": {"v6": 0.0}}, "Every output has the weight 0"),
+    ],
+)
+def test_options_that_can_not_be_used(options: dict[str, Any], words: str) -> None:
+    model = plain()
+    with pytest.raises(OptionError, match=words):
+        finetune(model, model, data_for(model), FinetuneOptions(**options))
+
+
+def test_networks_that_do_not_fit_together() -> None:
+    with pytest.raises(ModelError, match="has no tensor 'nowhere' to compare"):
+        learn(plain(), feature_weight=1.0, features=("nowhere",))
+    other = two_convs()
+    with pytest.raises(ModelError, match="The original has no tensor"):
+        finetune(plain(), other.model(), data_for(plain()), FinetuneOptions(steps=1))
+    with pytest.raises(OptionError, match="no output looks like class scores"):
+        finetune(other.model(), other.model(), data_for(other.model(), labels=True), FinetuneOptions(label_weight=1.0))
+    with pytest.raises(DataError, match="too little data"):
+        finetune(plain(), plain(), data_for(plain(), 1), FinetuneOptions())
+
+
+def test_more_processes_than_items_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    with pytest.raises(OptionError, match="A step has 1 items for 2 processes"):
+        learn(plain(), batch=1)
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=r"pip install 'thinet-onnx\[finetune\]'"):
+        finetune(plain(), plain(), data_for(plain()))
+
+
+def test_options_need_no_pytorch() -> None:
+    code = "import sys, thinet_onnx.finetune as f; f.FinetuneOptions(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

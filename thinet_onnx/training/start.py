@@ -1,0 +1,123 @@
+"""From two models and data to a fine-tuned model: everything is made ready, checked, run, and checked again."""
+
+from pathlib import Path
+
+import onnx
+import torch
+
+from thinet_onnx import graph as graphs
+from thinet_onnx import runtime, verify
+from thinet_onnx.data import Source, split
+from thinet_onnx.errors import ModelError, OptionError
+from thinet_onnx.graph import Graph
+from thinet_onnx.options import Progress, Silent
+from thinet_onnx.torch_twin import Cut, find_cut, from_torch, to_torch
+from thinet_onnx.torch_twin.check import disagreement
+from thinet_onnx.torch_twin.convert import readable
+from thinet_onnx.training.checkpoints import Folder, fingerprint
+from thinet_onnx.training.feeding import Feeding, variation
+from thinet_onnx.training.loop import Loop
+from thinet_onnx.training.losses import Objective, check_features, shared_features, sources
+from thinet_onnx.training.networks import Network, Teacher, works_together
+from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
+from thinet_onnx.training.processes import Processes, find_device
+
+_FEATURES = 4  # inner tensors that are compared where none are named
+_SEEN = 64  # items that say what an output is and how much it varies
+_TOLERANCE = {False: 1e-4, True: 5e-2}  # between twin and file: for float32, and where 16 or 8 bits round more
+_ROUGH = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+
+def run(
+    pruned: onnx.ModelProto, teacher: onnx.ModelProto, data: Source, options: FinetuneOptions, folder: Path | None,
+    resume: bool, progress: Progress,
+) -> FinetuneResult:  # fmt: skip
+    """See `finetune.finetune`."""
+    pruned, teacher = readable(pruned), readable(teacher)
+    cut = find_cut(Graph(pruned))
+    rows, held = split(data, options.held_out, options.seed)
+    if options.label_weight and data.labels is None:
+        raise OptionError(
+            f"Labels are to be learned, but there are none in {data.description}: leave label_weight out."
+        )
+    _compare(pruned, cut, data, held[0])
+    processes = Processes(find_device(options.device))
+    try:
+        loop = _made_ready(pruned, teacher, cut, data, rows, held, options, processes)
+        store = Folder(
+            folder, fingerprint([pruned, teacher], f"{data.description} {len(data)}", options), writes=processes.first
+        )
+        loop.run(store, progress if processes.first else Silent(), store.load() if resume else None)
+        processes.wait()
+    finally:
+        processes.close()
+    model = from_torch(loop.twin, pruned)
+    complaint = graphs.check(model)
+    if complaint and not graphs.check(pruned):
+        raise ModelError(f"The fine-tuned model is not valid ({complaint}).")
+    apart = _compare(model, cut, data, held[0])
+    batches = [data.batch([row]) for row in held]
+    names = [value.name for value in pruned.graph.output]
+    answers = [runtime.outputs(network, batches) for network in (teacher, model)]
+    return FinetuneResult(
+        model, loop.step, loop.best.step, tuple(loop.validations), verify.fidelity(names, *answers), apart, cut.left_out
+    )  # fmt: skip
+
+
+def _made_ready(
+    pruned: onnx.ModelProto, teacher: onnx.ModelProto, cut: Cut, data: Source, rows: list[int], held: list[int],
+    options: FinetuneOptions, processes: Processes,
+) -> Loop:  # fmt: skip
+    """The loop with all that it needs."""
+    torch.manual_seed(options.seed)
+    graph, device = Graph(pruned), processes.device
+    places = sources(graph, cut)
+    features = _features(pruned, teacher, data, options)
+    names = list(dict.fromkeys([*cut.ends, *(place.tensor for place in places), *features]))
+    student = Network(pruned, cut, names, device, channels_last=options.channels_last)
+    original = Teacher(teacher, names, device)
+    one, two = data.batch(held[:1]), data.batch(rows[:1])
+    together = data.stackable and works_together(student, original, one, two, data.batch([held[0], rows[0]]))
+    size = options.batch if together else 1
+    seen = [original(data.batch(rows[:_SEEN][first : first + size])) for first in range(0, len(rows[:_SEEN]), size)]
+    objective = Objective(options, places, features, {name: torch.cat([each[name] for each in seen]) for name in names})
+    varied = variation(options.flip, options.crop, options.layout, graph.inputs)
+    feeding = Feeding(data, rows, options.batch, options.seed, varied)
+    return Loop(student, original, objective, feeding, data, held, options, processes, together=together)
+
+
+def _features(
+    pruned: onnx.ModelProto, teacher: onnx.ModelProto, data: Source, options: FinetuneOptions
+) -> tuple[str, ...]:
+    """Names of the inner tensors that are compared."""
+    if not options.feature_weight:
+        return ()
+    student, original = Graph(pruned), Graph(teacher)
+    check_features(options.features, student)
+    if options.features:
+        return options.features
+    feeds = data.batch([0])
+    shapes = [runtime.observed_shapes(graph, feeds) for graph in (student, original)]
+    found = tuple(shared_features(student, original, shapes, _FEATURES))
+    if not found:
+        raise OptionError("The networks have no inner tensor in common to compare: leave feature_weight out.")
+    return found
+
+
+def _compare(model: onnx.ModelProto, cut: Cut, data: Source, row: int) -> float:
+    """How far the twin is from ONNX Runtime on one item.
+
+    Raises:
+        ModelError: too far.
+    """
+    apart = disagreement(model, to_torch(model, starts=cut.starts, ends=cut.ends), data.batch([row]))
+    rough = any(node.op_type in _ROUGH for node in model.graph.node) or any(
+        tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        for tensor in Graph(model).tensors.values()
+    )
+    if not apart <= _TOLERANCE[rough]:
+        raise ModelError(
+            f"The network in PyTorch differs from ONNX Runtime by {apart:.1e} of its largest output, so training it would not "
+            f"train the file."
+        )
+    return apart

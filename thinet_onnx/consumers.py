@@ -127,10 +127,15 @@ def _bias(analysis: Analysis, layer: Linear) -> NDArray[np.float64]:
 def _settle_sums(analysis: Analysis, consumers: list[Consumer]) -> None:
     """Let a consumer take in its stream's loss if everything that writes the stream is final by then."""
     graph = analysis.graph
-    later = {use.node.index for consumer in consumers for use in consumer.uses}
-    for consumer in consumers:
-        later -= {use.node.index for use in consumer.uses}
+    number = {use.node.index: place for place, consumer in enumerate(consumers) for use in consumer.uses}
+    last: dict[str, int] = {}  # for each tensor the last consumer that it depends on
+    for node in graph.nodes:
+        above = max((last.get(name, -1) for name in (*node.inputs, *node.captured)), default=-1)
+        last.update(dict.fromkeys(node.outputs, max(above, number.get(node.index, -1))))
+    for place, consumer in enumerate(consumers):
         for use in consumer.uses:
             other = follow(graph, use, analysis.shapes).other
-            final = other is not None and not (graph.ancestors([other]) & (later | {use.node.index}))
+            final = other is not None and last.get(other, -1) <= place
+            if final and other and last.get(other, -1) == place:  # another use of the same weight may write it
+                final = use.node.index not in graph.ancestors([other])
             consumer.other.append(other if final and other else "")

@@ -48,6 +48,7 @@ def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy works in between
     if not optimise:  # for a few runs: planning the memory ahead takes time that grows with the square of the nodes
         options.enable_mem_pattern = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # a tensor is let go as soon as it can be
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     read = {name for node in model.graph.node for name in node.input} | protos.read_in_bodies(model.graph.node)
     outside = {name: value for name, value in external.arrays(model) if name in read}

@@ -20,7 +20,7 @@ from thinet_onnx.graph import Array, Graph, Shape, shape_values
 from thinet_onnx.labels import Ids, Labels, Reason
 from thinet_onnx.plan import ConsumerCut, ErasedLayer, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.rules import RULES, Context, Linear, SizeUse
-from thinet_onnx.rules.branches import can_vanish
+from thinet_onnx.rules.branches import vanishing
 from thinet_onnx.rules.counting import freeze_counted
 
 _WEIGHT_TYPES = {
@@ -154,10 +154,8 @@ def _collect(graph: Graph, shapes: dict[str, Shape], context: Context) -> Analys
     frozen = [entry for layer in producers for entry in _frozen_outputs(labels, layer)]
     frozen += [entry for group in groups for entry in _left_whole(labels, group)]
     groups = [group for group in groups if group.size > group.floor and group.consumers]
-    groups = [
-        replace(group, floor=0, vanishes=True) if can_vanish(context, group.roots, group.consumers) else group
-        for group in groups
-    ]
+    gone = vanishing(context, [(group.roots, group.consumers) for group in groups])
+    groups = [replace(g, floor=0, vanishes=True) if vanishes else g for g, vanishes in zip(groups, gone, strict=True)]
     group_of = {root: index for index, group in enumerate(groups) for root in group.roots.tolist()}
     batch = _batch(graph, shapes)
     return Analysis(

@@ -17,6 +17,7 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 
 _BLOCK = 8192  # rows that are multiplied in float32 before they are added in float64
+_LARGE = 1e16  # values whose products might not fit float32
 
 
 class Moments:
@@ -46,6 +47,9 @@ class Moments:
         self._waiting.clear()
         for start in range(0, len(rows), _BLOCK):
             u, t = rows[start : start + _BLOCK], targets[start : start + _BLOCK]
+            largest = max(float(np.abs(u).max(initial=0)), float(np.abs(t).max(initial=0)))
+            if largest > _LARGE:
+                u, t = u.astype(np.float64), t.astype(np.float64)
             self.h += u.T @ u
             self.p += t.T @ u
             self.u += u.sum(0, np.float64)

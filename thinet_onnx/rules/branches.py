@@ -1,6 +1,10 @@
 """Branches of a sum that may go altogether: with no channel left inside, a branch adds a constant."""
 
-from thinet_onnx.graph import Node
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
 from thinet_onnx.labels import Ids
 from thinet_onnx.rules.affine import follow
 from thinet_onnx.rules.context import Context, Linear
@@ -8,39 +12,53 @@ from thinet_onnx.rules.context import Context, Linear
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
-def can_vanish(ctx: Context, roots: Ids, readers: tuple[Linear, ...]) -> bool:
-    """Whether the network still runs when none of these channels is left and their readers answer with their biases.
+def vanishing(ctx: Context, groups: Sequence[tuple[Ids, tuple[Linear, ...]]]) -> list[bool]:
+    """For each group whether the network still runs with none of its channels left, their readers giving their biases.
 
     So it is where every reader reads nothing else, its output only reaches a sum with a tensor of the same shape, and
-    nothing else in the network needs any tensor that holds the channels.
+    nothing else in the network needs a tensor that holds the channels.
 
     Args:
         ctx: the finished analysis.
-        roots: representatives of the labels of one group.
-        readers: the layers that read them.
+        groups: for each the representatives of its labels, and the layers that read them.
     """
-    mine = set(roots.tolist())
-    uses = {layer.weight for layer in readers}
-    if sum(layer.weight in uses for layer in ctx.linears) != len(readers):
-        return False  # a weight that is used elsewhere as well
-    for layer in readers:
-        if layer.node.kind not in _LAYERS or layer.in_labels is None:
-            return False
-        if not mine.issuperset(ctx.labels.find(layer.in_labels).tolist()):
-            return False
-        if follow(ctx.graph, layer, ctx.shapes).other is None:
-            return False
-    live = _live(ctx, {layer.node.index for layer in readers})
-    return not any(_holds(ctx, node, mine) for node in ctx.graph.nodes if node.index in live)
+    owner = np.full(len(ctx.labels), -1, np.int64)
+    for index, (roots, _) in enumerate(groups):
+        owner[roots] = index
+    uses = Counter(layer.weight for layer in ctx.linears)
+    held = _held(ctx, owner)
+    return [
+        all(uses[layer.weight] == 1 and _ends(ctx, layer, owner, index) for layer in readers)
+        and _closed(ctx, held.get(index, set()), {layer.node.key for layer in readers})
+        for index, (_, readers) in enumerate(groups)
+    ]
 
 
-def _live(ctx: Context, erased: set[int]) -> set[int]:
-    """Nodes that the outputs still need once some are replaced by constants."""
-    return ctx.graph.ancestors(ctx.graph.outputs, [n.key for n in ctx.graph.nodes if n.index in erased])
+def _ends(ctx: Context, layer: Linear, owner: Ids, group: int) -> bool:
+    """Whether a layer reads this group alone, and its output only reaches a sum."""
+    if layer.node.kind not in _LAYERS or layer.in_labels is None:
+        return False
+    if (owner[ctx.labels.find(layer.in_labels)] != group).any():
+        return False
+    return follow(ctx.graph, layer, ctx.shapes).other is not None
 
 
-def _holds(ctx: Context, node: Node, roots: set[int]) -> bool:
-    """Whether a node reads or makes an activation with one of these labels."""
-    names = [name for name in (*node.inputs, *node.outputs) if name not in ctx.graph.derived]
-    vectors = (vector for name in names for vector in ctx.tensors.get(name, {}).values())
-    return any(not roots.isdisjoint(ctx.labels.find(vector).tolist()) for vector in vectors)
+def _held(ctx: Context, owner: Ids) -> dict[int, set[str]]:
+    """The activations that hold channels of each group."""
+    held: dict[int, set[str]] = {}
+    for name, axes in ctx.tensors.items():
+        if name not in ctx.graph.derived:
+            for vector in axes.values():
+                for group in np.unique(owner[ctx.labels.find(vector)]).tolist():
+                    held.setdefault(group, set()).add(name)
+    return held
+
+
+def _closed(ctx: Context, names: set[str], ends: set[str]) -> bool:
+    """Whether nothing but the layers that end the branch reads what is made of these tensors."""
+    graph = ctx.graph
+    inside = {node.key: node for name in names for node in graph.consumers.get(name, []) if node.key not in ends}
+    inside |= {graph.producer[name].key: graph.producer[name] for name in names if name in graph.producer}
+    made = {name for node in inside.values() for name in node.outputs if name}
+    readers = {node.key for name in made for node in graph.consumers.get(name, [])}
+    return made.isdisjoint(graph.outputs) and readers <= inside.keys() | ends

@@ -1,0 +1,325 @@
+"""Torch-Pruning on an ONNX file: a torch module with the file's weights, pruned by `BasePruner`, and back to ONNX.
+
+Only the CIFAR ResNets with padded shortcuts (He et al., 2016, option A) have a module here; that it answers as the file does is
+checked before it is used. In the `inner` scope the layers that the residual streams couple are ignored.
+"""
+
+import copy
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch_pruning as tp
+from onnx import numpy_helper
+from peers import Outcome, Problem, UnavailableError, search
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from thinet_onnx import runtime
+
+_STEPS = 5  # of iterative pruning
+_SAME = 1e-4  # how far the module may be from the file, relative to the largest answer
+_BATCH = 128
+_OPSET = 17
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a shortcut that is sliced and padded where the size changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.pad = stride, (outputs - inputs) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, inputs, H, W) → (N, outputs, H / stride, W / stride)."""
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        shortcut = x if self.stride == 1 else functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return functional.relu(y + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-(6n+2) for 32×32 images: n blocks each of 16, 32 and 64 channels."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = [16, *(width for width in (16, 32, 64) for _ in range(blocks))]
+        pairs = pairwise(widths)
+        self.blocks = nn.Sequential(*(Block(a, b, 1 if a == b else 2) for a, b in pairs))
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, 32, 32) → scores (N, classes)."""
+        x = self.blocks(functional.relu(self.bn1(self.conv1(x))))
+        return self.linear(torch.flatten(functional.avg_pool2d(x, 8), 1))
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Every convolution with its BatchNorm, in the order they run."""
+        inner = [pair for b in self.blocks for pair in ((b.conv1, b.bn1), (b.conv2, b.bn2))]
+        return [(self.conv1, self.bn1), *inner]
+
+    def streams(self) -> list[nn.Module]:
+        """Layers whose outputs are added into a residual stream."""
+        return [self.conv1, *(block.conv2 for block in self.blocks)]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The module, the calibration images (N, 3, H, W) with their classes (N,), and the names of the file's ends."""
+
+    module: CifarResNet
+    images: torch.Tensor
+    classes: torch.Tensor
+    ends: tuple[str, str]
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images and classes, in order."""
+        return zip(self.images.split(_BATCH), self.classes.split(_BATCH), strict=True)
+
+
+def prune(problem: Problem, importance: str, *, pooled: bool, iterative: bool, renormalise: bool) -> Outcome:
+    """The peer's run, see `peers.TorchPruning`.
+
+    Raises:
+        UnavailableError: the file has no module here.
+    """
+    twin = problem.once("twin", lambda: load(problem))
+    how = (importance, pooled, _STEPS if iterative else 1, problem.scope)
+
+    def run() -> tuple[CifarResNet, float, float]:
+        whole = _macs(twin.module, twin.images[:1])
+        steps = _Steps(problem, twin, *how)
+        ratio = search(lambda r: _macs(steps.cut(r), twin.images[:1]) / whole, problem.share)
+        started = time.perf_counter()
+        pruned = steps.cut(ratio)
+        return pruned, ratio, time.perf_counter() - started + steps.once_seconds
+
+    pruned, ratio, seconds = problem.once(("pruned", *how, problem.share), run)
+    started = time.perf_counter()
+    if renormalise:
+        pruned = copy.deepcopy(pruned)
+        _renormalise(pruned, twin)
+    seconds += time.perf_counter() - started
+    return Outcome(_export(pruned, twin), seconds, f"ratio {ratio:.3f}")
+
+
+def load(problem: Problem) -> Twin:
+    """The torch module of a file.
+
+    Where the file's BatchNorms were folded into the convolutions, ones that change nothing are put back: with the mean
+    and the deviation that each convolution's outputs have on the calibration images, which is about what they were.
+
+    Raises:
+        UnavailableError: the file isn't one of the networks that there is a module for.
+    """
+    model = onnx.load(str(problem.path))
+    graph = model.graph
+    values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    pads = sum(node.op_type == "Pad" for node in graph.node)
+    dense = [node for node in graph.node if node.op_type == "Gemm"]
+    if len(convolutions) % 6 != 1 or pads != 2 or len(dense) != 1:
+        raise UnavailableError(
+            "Torch-Pruning takes a torch module, and there is one only for CIFAR ResNets with padding"
+        )
+    weight, bias = (values[name] for name in dense[0].input[1:3])
+    module = CifarResNet(len(convolutions) // 6, len(bias)).eval()
+    norms = {node.input[0]: node for node in graph.node if node.op_type == "BatchNormalization"}
+    with torch.no_grad():
+        module.linear.weight.copy_(weight)
+        module.linear.bias.copy_(bias)
+        for (conv, norm), node in zip(module.pairs(), convolutions, strict=True):
+            conv.weight.copy_(values[node.input[1]])
+            conv.bias.copy_(values.get(node.input[2], torch.zeros(conv.out_channels)))
+            if (old := norms.get(node.output[0])) is not None:
+                norm.eps = next(a.f for a in old.attribute if a.name == "epsilon")
+                targets = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+                for target, name in zip(targets, old.input[1:5], strict=True):
+                    target.copy_(values[name])
+    rows = range(len(problem.calibration))
+    (images,) = problem.calibration.batch(rows).values()
+    tensor = torch.from_numpy(images)
+    if not norms:
+        _put_norms_back(module, tensor)
+    classes = problem.calibration.labels
+    with torch.no_grad():
+        scores = torch.cat([module(part) for part in tensor.split(_BATCH)])
+    labels = scores.argmax(1) if classes is None else torch.from_numpy(classes)
+    _compare(model, problem, scores.numpy())
+    return Twin(module, tensor, labels, (graph.input[0].name, graph.output[0].name))
+
+
+def _compare(model: onnx.ModelProto, problem: Problem, scores: Any) -> None:
+    """Hold the module against the file on the first calibration images."""
+    expected = np.concatenate([runtime.outputs(model, [problem.calibration.batch([row])])[0][0] for row in range(8)])
+    gap = float(np.abs(expected - scores[:8]).max() / np.abs(expected).max())
+    if not gap <= _SAME:
+        raise UnavailableError(f"the torch module's answers are {gap:.1e} away from the file's")
+
+
+def _put_norms_back(module: CifarResNet, images: torch.Tensor) -> None:
+    """BatchNorms that change nothing, with the statistics of what goes into them."""
+    for _, norm in module.pairs():  # so that the next line finds true inputs at every depth
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+    _statistics(module, images)
+    with torch.no_grad():
+        for _, norm in module.pairs():
+            norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))
+            norm.bias.copy_(norm.running_mean)
+
+
+def _statistics(module: CifarResNet, images: torch.Tensor) -> None:
+    """Set every BatchNorm's mean and variance to those of its inputs, the network itself running as it is."""
+    sums: dict[nn.BatchNorm2d, list[torch.Tensor]] = {}
+
+    def note(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].double()
+        sums.setdefault(norm, []).append(torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)),
+                                                      torch.full((x.shape[1],), x.numel() / x.shape[1])]))  # fmt: skip
+
+    hooks = [norm.register_forward_pre_hook(note) for _, norm in module.pairs()]
+    with torch.no_grad():
+        for part in images.split(_BATCH):
+            module(part)
+    for hook in hooks:
+        hook.remove()
+    for norm, parts in sums.items():
+        first, second, count = torch.stack(parts).sum(0)
+        norm.running_mean.copy_(first / count)
+        norm.running_var.copy_(second / count - (first / count).square())
+
+
+def _renormalise(module: CifarResNet, twin: Twin) -> None:
+    """BatchNorm statistics anew: one pass in training mode, averaged over all batches."""
+    for _, norm in module.pairs():
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for images, _ in twin.batches():
+            module(images)
+    module.eval()
+
+
+class _Steps:
+    """Pruning by one importance at any ratio, from the original each time."""
+
+    def __init__(self, problem: Problem, twin: Twin, importance: str, pooled: bool, steps: int, scope: str) -> None:
+        self.problem, self.twin, self.importance = problem, twin, importance
+        self.pooled, self.steps, self.scope = pooled, steps, scope
+        self.once_seconds = 0.0  # of what `cut` takes from memory
+
+    def cut(self, ratio: float) -> CifarResNet:
+        """A copy of the network without `ratio` of the channels that may go."""
+        module, twin = copy.deepcopy(self.twin.module), self.twin
+        kept = [module.linear, *(module.streams() if self.scope == "inner" else [])]
+        pruner = tp.pruner.BasePruner(
+            module, twin.images[:1], importance=_importance(self.importance), global_pruning=self.pooled, pruning_ratio=ratio,
+            iterative_steps=self.steps, ignored_layers=kept,
+            in_channel_groups={}, out_channel_groups={}, num_heads={},  # its defaults are shared by all pruners
+        )  # fmt: skip
+        for step in range(self.steps):
+            if self.importance in _GRADIENTS:
+                self._fill_gradients(module, first=step == 0)
+            pruner.step()
+        return module.eval()
+
+    def _fill_gradients(self, module: CifarResNet, *, first: bool) -> None:
+        """Gradients of the loss on the calibration images; those of the uncut network are computed once."""
+        if first:
+            found, self.once_seconds = self.problem.once(("gradients", self.importance), lambda: self._measured(module))
+        else:
+            found, _ = self._measured(module)
+        for name, parameter in module.named_parameters():
+            parameter.grad = found[name].clone()
+
+    def _measured(self, module: CifarResNet) -> tuple[dict[str, torch.Tensor], float]:
+        started = time.perf_counter()
+        return _GRADIENTS[self.importance](module, self.twin), time.perf_counter() - started
+
+
+def _importance(name: str) -> tp.importance.Importance:
+    return {
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "fpgm": tp.importance.FPGMImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+        "hessian": tp.importance.GroupHessianImportance,
+    }[name]()
+
+
+def _mean_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tensor]:
+    """Of the mean cross-entropy, for Taylor importance."""
+    module.zero_grad()
+    for images, classes in twin.batches():
+        (functional.cross_entropy(module(images), classes, reduction="sum") / len(twin.images)).backward()
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+def _squared_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tensor]:
+    """The mean over images of each one's squared gradient, for Hessian importance.
+
+    Its own `accumulate_grad` in 1.6 keeps the last image alone (it looks names up in a dict whose keys are parameters).
+    """
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    buffers = dict(module.named_buffers())
+
+    def one(weights: dict[str, torch.Tensor], image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        scores = functional_call(module, (weights, buffers), (image[None],))
+        return functional.cross_entropy(scores, label[None])
+
+    each = vmap(grad(one), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for images, classes in zip(twin.images.split(_BATCH // 4), twin.classes.split(_BATCH // 4), strict=True):
+        for name, value in each(parameters, images, classes).items():
+            total[name] += value.square().sum(0) / len(twin.images)
+    return total
+
+
+_GRADIENTS = {"taylor": _mean_gradients, "hessian": _squared_gradients}
+
+
+def _macs(module: CifarResNet, image: torch.Tensor) -> int:
+    """Multiply-accumulates of convolutions and the fully connected layer for one image."""
+    found = []
+
+    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        positions = output[0, 0].numel() if output.ndim == 4 else 1
+        found.append(layer.weight.numel() * positions)  # type: ignore[operator]
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        module(image)
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
+
+
+def _export(module: CifarResNet, twin: Twin) -> onnx.ModelProto:
+    """The module as an ONNX file with the original's names of input and output and an open batch."""
+    first, last = twin.ends
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "pruned.onnx"
+        torch.onnx.export(
+            module.eval(), (twin.images[:1],), str(path), opset_version=_OPSET, dynamo=False, input_names=[first],
+            output_names=[last], dynamic_axes={first: {0: "N"}, last: {0: "N"}},
+        )  # fmt: skip
+        return onnx.load(path)

@@ -172,13 +172,17 @@ class Chooser:
         """
         size = self.analysis.groups[group].size
         own = [views[consumer] for consumer in self.readers[group] if consumer in views]
-        order = self.order(group, views)
-        refitted = [view for view in own if self.options.reconstruction == "full" and view.parts]
-        plain = [view for view in own if view not in refitted]
-        error = select.apply_order(self.objective(group, plain), order) if plain else np.zeros(size)
-        if refitted:
-            error = error + select.elimination(self._readers(group, refitted), size, RIDGE, order)[1]
-        if self.options.reconstruction == "full" and all(view.check for view in own):
+        full = self.options.reconstruction == "full"
+        refitted = [view for view in own if full and view.parts]
+        plain = [view for view in own if not (full and view.parts)]
+        if self.options.selection == "obs" and not plain:
+            order, error = select.elimination(self._readers(group, refitted), size, RIDGE)
+        else:
+            order = self.order(group, views)
+            error = select.apply_order(self.objective(group, plain), order) if plain else np.zeros(size)
+            if refitted:
+                error = error + select.elimination(self._readers(group, refitted), size, RIDGE, order)[1]
+        if full and all(view.check for view in own):
             error *= self._honesty(group, own, order, error)
         return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
 
@@ -186,7 +190,7 @@ class Chooser:
         """By how much the error at each width is larger on images that weren't fitted."""
         size = len(order)
         wide = max(view.consumer.columns for view in views) > _MANY_COLUMNS
-        steps = (2, 4, 6) if wide else range(1, 8)
+        steps = (4,) if wide else range(1, 8)
         gone = sorted({min(max(size * step // 8, 1), size) for step in steps})
         ratios = []
         for count in gone:

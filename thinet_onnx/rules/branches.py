@@ -55,10 +55,12 @@ def _held(ctx: Context, owner: Ids) -> dict[int, set[str]]:
 
 
 def _closed(ctx: Context, names: set[str], ends: set[str]) -> bool:
-    """Whether nothing but the layers that end the branch reads what is made of these tensors."""
+    """Whether all that is made of these tensors leads to the layers that end the branch, and to nothing else."""
     graph = ctx.graph
     inside = {node.key: node for name in names for node in graph.consumers.get(name, []) if node.key not in ends}
     inside |= {graph.producer[name].key: graph.producer[name] for name in names if name in graph.producer}
     made = {name for node in inside.values() for name in node.outputs if name}
     readers = {node.key for name in made for node in graph.consumers.get(name, [])}
+    if any(not any(graph.consumers.get(name) for name in node.outputs) for node in inside.values()):
+        return False  # a node that no one needs would stay behind, and run
     return made.isdisjoint(graph.outputs) and readers <= inside.keys() | ends

@@ -339,7 +339,7 @@ def test_halves_stay_halves() -> None:
     assert verify.oracle(model, pruned, plan, [b.feed()]) <= 3e-3
 
 
-def test_bfloat16_stays_bfloat16() -> None:
+def test_bfloat16_stays_bfloat16(capfd: pytest.CaptureFixture[str]) -> None:
     """ONNX Runtime's CPU kernels don't take it, so the values are compared."""
     b = two_convs()
     model = b.model()
@@ -348,6 +348,7 @@ def test_bfloat16_stays_bfloat16() -> None:
         value = numpy_helper.to_array(entry)
         entry.CopyFrom(helper.make_tensor(entry.name, TensorProto.BFLOAT16, value.shape, value.ravel()))
     _, pruned = prune(model, analysis, stays(analysis))
+    assert capfd.readouterr() == ("", "")
     for entry in pruned.graph.initializer:
         assert entry.data_type == TensorProto.BFLOAT16
     assert np.array_equal(tensor(pruned, "second.weight"), tensor(model, "second.weight")[:, STAYS])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from thinet_onnx import external, protos
 from thinet_onnx.graph import Graph, run_node
@@ -20,6 +21,8 @@ from thinet_onnx.plan import ErasedLayer, IntEdit, PrunePlan, TensorCut
 
 Array = np.ndarray[Any, Any]
 
+
+G_LOGGER.severity = G_LOGGER.ERROR  # it writes of bfloat16 constants on the standard output
 
 _DATA_FIELDS = (
     "dims", "raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data",

@@ -76,6 +76,8 @@ def _answer(pipe: Connection, memory: float, function: Callable[..., Any], argum
     _one_thread()
     try:
         pipe.send((None, function(*arguments)))
+    except BrokenPipeError:  # the parent has been ended
+        pass
     except Exception as error:  # whatever it is, the parent tells
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = "" if isinstance(error, ThinetError) else f" ({Path(last.filename).name}:{last.lineno})"

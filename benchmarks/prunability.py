@@ -266,7 +266,7 @@ def measure(path: Path, entry: dict[str, Any], args: argparse.Namespace) -> Row:
     images = str(args.images) if args.images else None
 
     def stage(function: Any, *arguments: Any) -> Any:
-        return in_child(function, *arguments, seconds=max(ends - time.monotonic(), 1), memory=args.memory * GIB)
+        return in_child(function, *arguments, seconds=max(ends - time.monotonic(), 0.0), memory=args.memory * GIB)
 
     try:
         with tempfile.TemporaryDirectory() as folder:

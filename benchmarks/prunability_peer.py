@@ -2,8 +2,9 @@
 
 For each file and tool: layers (weights) with fewer output channels than before, of all; output channels, parameters and
 MACs that are left; the relative error of the outputs on samples held out; whether the result runs at the file's own and at
-other sizes, and what the tool says. onnxsim gets the file after `onnxsim.simplify` (and, where that leaves a BatchNorm, after
-ONNX Runtime's basic optimisation as well), since it prunes through no BatchNorm; its shares are relative to that file.
+other sizes, and what the tool says. onnxsim gets the file with its functions inlined and after `onnxsim.simplify` (where that
+leaves a BatchNorm, after ONNX Runtime's basic optimisation as well), since it prunes through no BatchNorm; its shares are
+relative to that file. Quantised files it gets as they are.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from thinet_onnx import pipeline, runtime, verify
 from thinet_onnx.graph import Graph, check
 from thinet_onnx.groups import analyse
 from thinet_onnx.options import PruneOptions
+from thinet_onnx.prepare import prepare as inlined
 
 TOOLS = ("thinet-onnx", "onnxsim-l2", "onnxsim-wanda")
 
@@ -51,6 +53,7 @@ def prepared(model: onnx.ModelProto, folder: str) -> onnx.ModelProto:
     """The model as onnxsim wants it: a quantised one as it is, since `simplify` takes apart what it looks for."""
     import onnxsim  # noqa: PLC0415  an optional peer
 
+    model = inlined(model)
     if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         return model
     simple, _ = onnxsim.simplify(model)
@@ -61,6 +64,7 @@ def prepared(model: onnx.ModelProto, folder: str) -> onnx.ModelProto:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         simple, _ = onnxsim.simplify(onnx.load(options.optimized_model_filepath))
+    runtime.session(simple)
     return simple
 
 
@@ -92,7 +96,7 @@ def one(path: str, entry: dict[str, Any], images: str | None, samples: int, tool
             try:
                 base = prepared(original, folder)
             except Exception as error:  # then it gets the file as it is
-                base, note = original, f"simplify: {short(error)}"
+                base, note = inlined(original), f"without simplify, after which: {short(error)}"
             result = cut_by_peer(base, tool, [source.batch([row]) for row in fit])
         seconds = time.perf_counter() - started
         out = str(Path(folder) / "pruned.onnx")

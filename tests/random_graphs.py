@@ -25,8 +25,8 @@ TYPES = {
     "bfloat16": TensorProto.BFLOAT16, "bool": TensorProto.BOOL, "int32": TensorProto.INT32,
     "int64": TensorProto.INT64, "uint32": TensorProto.UINT32, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8,
 }  # fmt: skip
-FLOATS = ("float", "float16", "double", "bfloat16")
 TOLERANCES = {"double": 1e-9, "float": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}
+FLOATS = tuple(TOLERANCES)
 LARGEST = 1500  # elements of a map behind which nothing is enlarged any more
 
 

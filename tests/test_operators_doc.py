@@ -1,7 +1,8 @@
-"""docs/operators.md names every operator of the rule table and is what the tool makes of it today."""
+"""docs/operators.md is what the tool makes of the rule table today; the examples of CONTRIBUTING.md are true."""
 
 import importlib.util
 import re
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -42,3 +43,10 @@ def test_reasons_are_those_of_the_rule_and_of_what_it_calls(tool: ModuleType) ->
     assert "is padded by amounts that are not known before the run" not in found
     assert "is a kernel's extent" in set(tool.phrases("thinet_onnx.rules.linear", "convolution"))
     assert "is the bias of channels that stay" in set(tool.phrases("thinet_onnx.rules.linear", "gemm"))
+
+
+def test_examples_of_contributing_are_in_the_code() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    function, row = (textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.M | re.S))
+    assert function in (ROOT / "thinet_onnx" / "rules" / "layout.py").read_text(encoding="utf-8")
+    assert row in (ROOT / "tests" / "test_rules.py").read_text(encoding="utf-8")

@@ -1,10 +1,14 @@
-"""Says at the end what was not tested for want of files."""
+"""The same examples in every run, and word at the end of what was not tested for want of files."""
 
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices; threads that spin slow the runtime down
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))  # "default" draws others
 
 ZOO_ABSENT = "no folder of real models beside the repository (../shared/zoo)"
 

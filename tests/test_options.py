@@ -76,7 +76,10 @@ def test_shapes_that_are_not_understood(text: str) -> None:
         ({"keep": 1.0}, "--keep 1: "),
         ({"keep": float("nan")}, "--keep nan"),
         ({"target": HALF, "method": "best"}, "--method 'best' is unknown: choose one of obs, thinet, "),
-        ({"target": HALF, "reconstruct": "half"}, "--reconstruct 'half' is unknown: choose one of full, scale, none"),
+        (
+            {"target": HALF, "reconstruct": "half"},
+            "--reconstruct 'half' is unknown: choose one of joint, full, scale, none",
+        ),
         ({"target": HALF, "scope": "outer"}, "--scope 'outer' is unknown: choose one of inner, all"),
         ({"target": HALF, "round_to": 0}, "--round-to 0"),
         ({"target": HALF, "samples": 1}, "--samples 1"),

@@ -9,7 +9,16 @@ import small_models
 
 from thinet_onnx.graph import Graph
 from thinet_onnx.rules.linear import convolution_window
-from thinet_onnx.unfold import Window, count_positions, rows_at, values_at, weight_matrix, weight_operand
+from thinet_onnx.unfold import (
+    Window,
+    columns,
+    count_positions,
+    rows_at,
+    scatter,
+    values_at,
+    weight_matrix,
+    weight_operand,
+)  # fmt: skip
 
 
 @dataclass
@@ -153,6 +162,22 @@ class TestConvolution:
             assert not np.delete(changed, np.s_[channel * taps : (channel + 1) * taps]).any()
 
     @CASE
+    def test_columns_are_the_rows_turned(self, case: Case) -> None:
+        solved = solve(case)
+        picks = np.arange(count_positions(solved.x.shape, 1, solved.window))
+        np.testing.assert_array_equal(columns(solved.x, 1, solved.window), rows_at(solved.x, 1, solved.window, picks).T)
+
+    @CASE
+    def test_scatter_is_the_adjoint_of_columns(self, case: Case) -> None:
+        """⟨columns(x), r⟩ = ⟨x, scatter(r)⟩ for any r."""
+        solved = solve(case)
+        seen = columns(solved.x, 1, solved.window)
+        r = np.random.default_rng(7).standard_normal(seen.shape).astype(np.float32)
+        back = scatter(r, solved.x.shape, 1, solved.window)
+        assert back.shape == solved.x.shape
+        assert np.vdot(seen, r) == pytest.approx(np.vdot(solved.x, back), rel=1e-3, abs=1e-2)
+
+    @CASE
     @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
     def test_the_operand_comes_back(self, case: Case, dtype: type) -> None:
         solved = solve(case)
@@ -222,6 +247,9 @@ def test_a_matrix_product(case: Matrix) -> None:
     back = weight_operand(matrix, weight, case.in_axis, 1, window)
     np.testing.assert_array_equal(back, weight)
     assert back.flags.c_contiguous
+    seen = columns(x, case.x_axis, window)
+    np.testing.assert_array_equal(seen, rows_at(x, case.x_axis, window, np.arange(len(expected))).T)
+    np.testing.assert_array_equal(scatter(seen, x.shape, case.x_axis, window), x)
 
 
 def test_half_precision_inputs_become_single_precision_rows() -> None:

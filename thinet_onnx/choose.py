@@ -91,7 +91,7 @@ class Chooser:
     @property
     def centred(self) -> bool:
         """A full refit has a bias to take up the means; the other ways have none."""
-        return self.options.reconstruction == "full"
+        return self.options.refits
 
     def _local(self, keys: Ids, group: int) -> Ids:
         """Keys of one group's units, counted from 0; −1 elsewhere."""
@@ -172,7 +172,7 @@ class Chooser:
         """
         size = self.analysis.groups[group].size
         own = [views[consumer] for consumer in self.readers[group] if consumer in views]
-        full = self.options.reconstruction == "full"
+        full = self.options.refits
         refitted = [view for view in own if full and view.parts]
         plain = [view for view in own if not (full and view.parts)]
         if self.options.selection == "obs" and not plain:
@@ -195,7 +195,7 @@ class Chooser:
         ratios = []
         for count in gone:
             kept = {group: np.sort(order[count:])}
-            held = sum(self._ridge(view, self._columns(view, kept))[1] / view.energy for view in views)
+            held = sum(self._ridge(view, self.columns(view.consumer, kept))[1] / view.energy for view in views)
             ratios.append(held / max(float(error[count - 1]), 1e-12))
         return np.interp(np.arange(1, size + 1), gone, ratios)
 
@@ -220,8 +220,8 @@ class Chooser:
         Groups that are not in `kept` stay whole. Columns that go are zero. `only_fit` leaves out the batches kept apart.
         """
         consumer, way = view.consumer, self.options.reconstruction
-        columns = self._columns(view, kept)
-        if way == "none" or (columns.all() and way != "full"):
+        columns = self.columns(view.consumer, kept)
+        if way == "none" or (columns.all() and not self.options.refits):
             matrix = (consumer.matrix * columns).astype(np.float64)
             return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         if way == "scale" or not view.parts:
@@ -243,8 +243,9 @@ class Chooser:
             stays[self.offsets[group] + units] = True
         return stays
 
-    def _columns(self, view: View, kept: Mapping[int, Ids]) -> NDArray[np.bool_]:
-        return self._stays(kept)[view.consumer.keys]
+    def columns(self, consumer: Consumer, kept: Mapping[int, Ids]) -> NDArray[np.bool_]:
+        """Which columns of a consumer (n) stay when the groups in `kept` keep these units."""
+        return self._stays(kept)[consumer.keys]
 
     def _ridge(self, view: View, columns: NDArray[np.bool_]) -> tuple[float, float]:
         """The ridge that does best on the batches kept apart, and the squared error that it leaves there."""

@@ -57,6 +57,11 @@ class Consumer:
         """Tensors to look at: inputs of all uses, and the streams they are added to."""
         return [use.x for use in self.uses] + [name for name in self.other if name]
 
+    def inverse_scale(self) -> NDArray[np.float32]:
+        """1 / scale behind the layer; 0 for channels that are all but switched off there."""
+        usable = np.abs(self.scale) > 1e-3 * max(float(np.abs(self.scale).max()), 1e-30)
+        return np.where(usable, 1.0 / np.where(usable, self.scale, 1.0), 0.0).astype(np.float32)
+
     def rebuilt(self, matrix: NDArray[np.float64]) -> Array:
         """The weight operand for a new matrix."""
         layer = self.layer
@@ -75,41 +80,51 @@ def collect(analysis: Analysis, layers: Iterable[Linear] | None = None) -> list[
         analysis: the graph's.
         layers: the linear layers to take; all by default.
     """
-    graph = analysis.graph
-    offsets = unit_offsets(analysis)
     by_weight: dict[str, list[Linear]] = {}
     for layer in analysis.context.linears if layers is None else layers:
         if not layer.depthwise and layer.in_labels is not None:
             by_weight.setdefault(layer.weight, []).append(layer)
     consumers = []
     for uses in by_weight.values():
-        layer = uses[0]
-        groups, units = analysis.units(layer)
-        keys = np.where(groups >= 0, offsets[groups] + units, -1)
-        operand = graph.fold(layer.weight)
-        if operand is None or operand.dtype.kind != "f" or (keys < 0).all() or not _alike(uses, keys, analysis):
-            continue
-        matrix = weight_matrix(operand, layer.in_axis, layer.groups, layer.window) * layer.alpha
-        per_group = keys[: len(keys) // layer.groups]
-        consumers.append(
-            Consumer(
-                tuple(uses), operand, matrix, _bias(analysis, layer),
-                layer.bias is not None and layer.beta == 1.0 and len({use.node.operand(2) for use in uses}) == 1,
-                np.repeat(per_group, layer.taps), follow(graph, layer, analysis.shapes).scale,
-            )
-        )  # fmt: skip
+        consumer = describe(analysis, uses)
+        if consumer is not None and (consumer.keys >= 0).any() and _alike(uses, _keys(analysis, uses[0]), analysis):
+            consumers.append(consumer)
     consumers.sort(key=lambda consumer: max(use.node.index for use in consumer.uses))
     _settle_sums(analysis, consumers)
     return consumers
 
 
+def describe(analysis: Analysis, uses: list[Linear]) -> Consumer | None:
+    """A weight as the numbers that a refit needs; None where it isn't known, or not of floats."""
+    graph, layer = analysis.graph, uses[0]
+    operand = graph.fold(layer.weight)
+    if operand is None or operand.dtype.kind != "f":
+        return None
+    per_group = _keys(analysis, layer)[: layer.in_channels // layer.groups]
+    alone = len({use.node.operand(2) for use in uses}) == 1
+    return Consumer(
+        tuple(uses),
+        operand,
+        weight_matrix(operand, layer.in_axis, layer.groups, layer.window) * layer.alpha,
+        _bias(analysis, layer),
+        layer.bias is not None and layer.beta == 1.0 and alone,
+        np.repeat(per_group, layer.taps),
+        follow(graph, layer, analysis.shapes).scale,
+    )
+
+
+def _keys(analysis: Analysis, layer: Linear) -> Ids:
+    """For each input channel the unit that it is, numbered through all groups; −1 for those that stay."""
+    if layer.depthwise or layer.in_labels is None:
+        return np.full(layer.in_channels, -1, np.int64)
+    groups, units = analysis.units(layer)
+    return np.where(groups >= 0, unit_offsets(analysis)[groups] + units, -1)
+
+
 def _alike(uses: list[Linear], keys: Ids, analysis: Analysis) -> bool:
     """Whether all uses read the same units (they do, since they share the weight's labels) and none feeds another."""
-    offsets = unit_offsets(analysis)
-    for use in uses[1:]:
-        groups, units = analysis.units(use)
-        if not np.array_equal(np.where(groups >= 0, offsets[groups] + units, -1), keys):
-            return False
+    if not all(np.array_equal(_keys(analysis, use), keys) for use in uses[1:]):
+        return False
     if len(uses) == 1:
         return True
     above = analysis.graph.ancestors([use.x for use in uses])

@@ -4,7 +4,7 @@
 the choice of channels to `select` and `reconstruct`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class Watcher:
             targets = self._answer(dense)
             if other and original is not pruned:
                 loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
-                targets += loss * self._inverse_scale()
+                targets += loss * self.consumer.inverse_scale()
             for part, halves in enumerate(self.moments):
                 halves[self._checking].add(self._part(rows, part), self._part(targets, part))
         if self._sampled:
@@ -112,12 +112,6 @@ class Watcher:
         """The layer's own output for some rows, bias included: (m×D)."""
         parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
         return np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
-
-    def _inverse_scale(self) -> Array:
-        """1 / scale behind the layer; channels that are all but switched off there are left out."""
-        scale = self.consumer.scale
-        usable = np.abs(scale) > 1e-3 * max(float(np.abs(scale).max()), 1e-30)
-        return np.where(usable, 1.0 / np.where(usable, scale, 1.0), 0.0).astype(np.float32)
 
     def _sample(self, rows: Array) -> None:
         """The paper's rows: for each position one output filter, and every unit's partial sum of it."""
@@ -149,8 +143,15 @@ class Watcher:
 
 
 def tour(
-    analysis: Analysis, consumers: Sequence[Consumer], batches: Sequence[Tensors]
+    analysis: Analysis,
+    consumers: Sequence[Consumer],
+    batches: Sequence[Tensors],
+    further: Mapping[Consumer, str] | None = None,
 ) -> tuple[Stream, Iterator[tuple[Consumer, Iterator[Tensors]]]]:
-    """A stream that stops at every consumer in turn, and the stops: (consumer, tensors of each batch)."""
-    stream = Stream(analysis.graph, batches, [consumer.observed for consumer in consumers])
-    return stream, ((consumer, stream.advance(stop)) for stop, consumer in enumerate(consumers))
+    """A stream that stops at every consumer in turn, and the stops: (consumer, tensors of each batch).
+
+    Where `further` names another tensor, it is observed too, and the segment can be run `again`.
+    """
+    more = further or {}
+    stream = Stream(analysis.graph, batches, [[*c.observed, *((more[c],) if c in more else ())] for c in consumers])
+    return stream, ((consumer, stream.advance(stop, hold=consumer in more)) for stop, consumer in enumerate(consumers))

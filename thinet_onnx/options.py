@@ -7,7 +7,7 @@ from typing import Literal, Protocol, get_args
 from thinet_onnx.errors import OptionError
 
 Method = Literal["obs", "thinet", "thinet-omp", "thinet-sampled", "weight-sum", "apoz", "random"]
-Reconstruction = Literal["full", "scale", "none"]
+Reconstruction = Literal["joint", "full", "scale", "none"]
 Scope = Literal["inner", "all"]
 
 METHODS: tuple[str, ...] = get_args(Method)
@@ -76,10 +76,11 @@ class PruneOptions:
     """Every choice of a run but the model and the data. Exactly one of `target` and `keep` is set.
 
     `keep` is the share of channels kept in each group (the paper's r). `reconstruct` None means the method's own: the
-    papers' scale for `thinet-sampled` and `thinet-omp`, a full refit for all others. `method` None means `obs` before a
-    full refit, else `thinet`. `round_to` is the multiple that widths are
-    rounded to; None picks it by the width of the group. `include` and `exclude` are regular expressions searched in
-    node names: a group is left whole if one of its producers is excluded or, with `include`, none is included.
+    papers' scale for `thinet-sampled` and `thinet-omp`, for all others a full refit of the layers that read cut channels,
+    and jointly with it of those that make them. `method` None means `obs` before a full refit, else `thinet`.
+    `round_to` is the multiple that widths are rounded to; None picks it by the width of the group. `include` and `exclude`
+    are regular expressions searched in node names: a group is left whole if one of its producers is excluded or, with
+    `include`, none is included.
     """
 
     target: Target | None = None
@@ -97,12 +98,17 @@ class PruneOptions:
     @property
     def reconstruction(self) -> Reconstruction:
         """How the weights that read the cut channels are rebuilt."""
-        return self.reconstruct or ("scale" if self.method in ("thinet-sampled", "thinet-omp") else "full")
+        return self.reconstruct or ("scale" if self.method in ("thinet-sampled", "thinet-omp") else "joint")
 
     @property
     def selection(self) -> Method:
         """How channels are ranked."""
-        return self.method or ("obs" if self.reconstruction == "full" else "thinet")
+        return self.method or ("obs" if self.refits else "thinet")
+
+    @property
+    def refits(self) -> bool:
+        """Whether all weights of a layer are refitted by least squares."""
+        return self.reconstruction in ("joint", "full")
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.keep is None):

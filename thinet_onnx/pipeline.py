@@ -7,7 +7,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,19 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx import external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
-from thinet_onnx.choose import Chooser, Rebuilt, View
-from thinet_onnx.consumers import Consumer, collect
+from thinet_onnx.choose import Chooser, Rebuilt
+from thinet_onnx.consumers import collect
 from thinet_onnx.decide import Decision, decide, why_not
 from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
-from thinet_onnx.observe import Watcher, tour
 from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Setting, closed_inputs, open_model
+from thinet_onnx.sweep import Sweep
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -179,9 +178,10 @@ class _Run:
         if not candidates:
             raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
         feeds = self.batches(self.fit)
-        views = self._survey(consumers, candidates, chooser, feeds)
+        sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
+        views = sweep.survey(candidates)
         decision = decide(self.model, chooser, views, candidates, feeds, self.progress)
-        kept, rebuilt = self._prune(consumers, chooser, views, decision, feeds)
+        kept, rebuilt = sweep.prune(views, decision.widths)
         plan = make_plan(analysis, kept)
         self.progress.start("Cutting and verifying", 3)
         return self._cut(plan, kept, rebuilt, decision)
@@ -211,67 +211,6 @@ class _Run:
             raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
         wide = surgery.refit(surgery.apply(self.model, plan), cut)
         return _Outcome(pruned, wide, plan, rebuilt, decision, error)
-
-    def _survey(
-        self, consumers: list[Consumer], candidates: list[int], chooser: Chooser, feeds: list[Feeds]
-    ) -> dict[Consumer, View]:
-        """Watch the original at every consumer of a candidate."""
-        wanted = [c for c in consumers if any(c in chooser.readers[group] for group in candidates)]
-        self.progress.start("Observing the original", len(wanted))
-        stream, stops = tour(self.analysis, wanted, feeds)
-        views = {}
-        with closing(stream):
-            for consumer, tensors in stops:
-                watcher = self._watcher(consumer)
-                for batch in tensors:
-                    watcher.add(batch)
-                views[consumer] = View.of(watcher, centred=chooser.centred)
-                self.progress.advance()
-        return views
-
-    def _watcher(self, consumer: Consumer) -> Watcher:
-        sampled = self.options.selection == "thinet-sampled"
-        return Watcher(consumer, len(self.fit), self.options.seed, sampled=sampled)
-
-    def _prune(
-        self,
-        consumers: list[Consumer],
-        chooser: Chooser,
-        views: dict[Consumer, View],
-        decision: Decision,
-        feeds: list[Feeds],
-    ) -> tuple[list[Ids], list[Rebuilt]]:
-        """Shallow to deep: pick at a group's first consumer, refit each consumer on what really reaches it."""
-        groups = self.analysis.groups
-        whole = {g: np.arange(group.size) for g, group in enumerate(groups)}
-        cut = [g for g, group in enumerate(groups) if decision.widths[g] < group.size]
-        touched = [c for c in consumers if any(c in chooser.readers[g] for g in cut)]
-        if chooser.centred and touched:  # layers that were not cut themselves can make up for what the others lost
-            touched = consumers[consumers.index(touched[0]) :]
-        self.progress.start("Pruning, layer by layer", len(touched))
-        original, stops = tour(self.analysis, touched, feeds)
-        pruned, others = tour(self.analysis, touched, feeds)
-        picks: dict[int, Ids] = {}
-        rebuilt = []
-        with closing(original), closing(pruned):
-            for (consumer, dense), (_, thin) in zip(stops, others, strict=True):
-                watcher = self._watcher(consumer)
-                for left, right in zip(dense, thin, strict=True):
-                    watcher.add(left, right)
-                view = View.of(watcher, centred=chooser.centred)
-                views[consumer] = view
-                for g in cut:
-                    if g not in picks and consumer in chooser.readers[g]:
-                        picks[g] = np.sort(chooser.order(g, views)[groups[g].size - decision.widths[g] :])
-                new = chooser.rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
-                rebuilt.append(new)
-                for refit in new.refits():
-                    node = self.analysis.graph.producer[refit.node]
-                    pruned.replace(node, refit.weight_operand, refit.weight)
-                    if refit.bias_operand is not None and refit.bias is not None:
-                        pruned.replace(node, refit.bias_operand, refit.bias)
-                self.progress.advance()
-        return [picks.get(g, whole[g]) for g in range(len(groups))], rebuilt
 
 
 def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
-from thinet_onnx import runtime
+from thinet_onnx import runtime, segment
 from thinet_onnx.graph import Graph, Node
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +39,7 @@ class Stream:
         self._cache: list[dict[str, Array]] = [dict(feeds) for feeds in batches]
         self._given = {name for feeds in batches for name in feeds}  # the caller's arrays: not this stream's memory
         self._replaced: dict[tuple[int, int], Array] = {}
+        self._held: list[dict[str, Array]] = []
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         self._bytes = 0
 
@@ -47,8 +47,11 @@ class Stream:
         """From the next segment on, this operand of this node is `value`."""
         self._replaced[node.index, operand] = value
 
-    def advance(self, stop: int) -> Iterator[dict[str, Array]]:
-        """Run up to a stop (stops are taken in order); yields the observed tensors of each batch in turn."""
+    def advance(self, stop: int, *, hold: bool = False) -> Iterator[dict[str, Array]]:
+        """Run up to a stop (stops are taken in order); yields the observed tensors of each batch in turn.
+
+        With `hold`, what the segment read is kept, so that `again` can run it with other weights.
+        """
         nodes, exports = self._segments[stop], self._exports[stop]
         wanted = list(dict.fromkeys([*exports, *(n for n in self._stops[stop] if n not in self._cache[0])]))
         later = self._needed_after(stop)
@@ -62,11 +65,37 @@ class Stream:
                 results = runtime.run(active, {name: cache[name] for name in inputs}, wanted)
                 fresh = dict(zip(wanted, results, strict=True))
             yield {name: fresh[name] if name in fresh else cache[name] for name in self._stops[stop]}
+            if hold:
+                self._held.append({name: cache[name] for name in inputs or ()})
             for name in [name for name in cache if name not in later]:
-                self._drop(name, cache.pop(name))
+                value = cache.pop(name)
+                if not hold or name not in (inputs or ()):
+                    self._drop(name, value)
             for name in exports:
                 if name in later:
                     cache[name] = self._keep(fresh[name], f"{stop}-{index}-{len(cache)}")
+
+    def again(self, stop: int) -> None:
+        """Run the segment of the stop that was reached last, and held, once more with the weights of now."""
+        nodes, exports = self._segments[stop], self._exports[stop]
+        inputs = self._segment_inputs(nodes)
+        if exports:
+            held = self._held[0]
+            active = runtime.session(
+                segment.build(self._graph, nodes, {name: held[name] for name in inputs}, exports, self._replaced)
+            )
+            for cache, held in zip(self._cache, self._held, strict=True):
+                for name, value in zip(exports, runtime.run(active, held, exports), strict=True):
+                    cache[name][...] = value
+        self.release()
+
+    def release(self) -> None:
+        """Let go of what the last segment read."""
+        for cache, held in zip(self._cache, self._held, strict=False):
+            for name, value in held.items():
+                if name not in cache:
+                    self._drop(name, value)
+        self._held = []
 
     def close(self) -> None:
         """Drop the cache."""
@@ -107,40 +136,9 @@ class Stream:
         return [name for name in used if name not in own and name not in self._graph.derived]
 
     def _build(self, nodes: list[Node], inputs: list[str], wanted: list[str]) -> onnx.ModelProto:
-        """A model of some nodes: constants and what follows from them come along."""
-        graph = self._graph
-        needed = {name for node in nodes for name in (*node.inputs, *node.captured)} & graph.derived
-        helpers = graph.ancestors(needed)
-        body = [node for node in graph.nodes if node.index in helpers] + nodes
-        protos, initializers, read = [], [], set[str]()
-        for node in body:
-            proto = onnx.NodeProto()
-            proto.CopyFrom(node.proto)
-            for operand in range(8):
-                value = self._replaced.get((node.index, operand))
-                if value is not None:
-                    name = f"thinet_{node.index}_{operand}"
-                    while len(proto.input) <= operand:
-                        proto.input.append("")
-                    proto.input[operand] = name
-                    initializers.append(numpy_helper.from_array(value, name))
-            read.update(proto.input, node.captured)
-            protos.append(proto)
-        for name in sorted(read & graph.tensors.keys()):
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(graph.tensors[name])
-            tensor.name = name
-            initializers.append(tensor)
-        declared = [self._declare(name) for name in inputs]
-        outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
-        inner = helper.make_graph(protos, "segment", declared, outputs, initializers)
-        version = max(graph.model.ir_version, 4)
-        return helper.make_model(inner, opset_imports=graph.model.opset_import, ir_version=version)
-
-    def _declare(self, name: str) -> onnx.ValueInfoProto:
-        """A cached tensor as an input of open shape."""
-        value = self._cache[0][name]
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+        """The model of one segment, its cached inputs open in every size."""
+        values = {name: self._cache[0][name] for name in inputs}
+        return segment.build(self._graph, nodes, values, wanted, self._replaced)
 
     def _drop(self, name: str, value: Array) -> None:
         if name in self._given:

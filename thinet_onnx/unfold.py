@@ -4,6 +4,7 @@ For a convolution a row is one input patch, channel-major (C·K² columns, zero 
 layer a row is one input vector. Rows are gathered at chosen positions; the full unfolding never exists.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,9 @@ def windows(x: Floats, window: Window) -> Floats:
     Returns:
         (N, C, *positions, *kernel), without copying more than the padded input.
     """
-    rank = len(window.kernel)
     if window.transposed:
-        return windows(_spread(x, window), Window(window.kernel, (1,) * rank, window.dilations, ((0, 0),) * rank))
+        return windows(_spread(x, window), _plain(window))
+    rank = len(window.kernel)
     padded = np.pad(x, [(0, 0), (0, 0), *window.pads])
     spans = tuple(d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True))
     view = sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
@@ -55,16 +56,30 @@ def _spread(x: Floats, window: Window) -> Floats:
     sizes = [s * (n - 1) + 1 for s, n in zip(window.strides, x.shape[2:], strict=True)]
     wide = np.zeros((*x.shape[:2], *sizes), x.dtype)
     wide[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))] = x
-    margins = [
-        (span - begin, span - end + extra)
-        for (begin, end), extra, span in zip(
-            window.pads, window.output_padding,
-            [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)], strict=True,
-        )
-    ]  # fmt: skip
+    margins = _margins(window)
     wide = np.pad(wide, [(0, 0), (0, 0), *((max(b, 0), max(e, 0)) for b, e in margins)])
     crop = tuple(slice(max(-b, 0), wide.shape[a + 2] - max(-e, 0)) for a, (b, e) in enumerate(margins))
     return wide[(slice(None), slice(None), *crop)]
+
+
+def _gather_spread(wide: Floats, shape: tuple[int, ...], window: Window) -> Floats:
+    """The adjoint of `_spread`."""
+    sizes = [s * (n - 1) + 1 for s, n in zip(window.strides, shape[2:], strict=True)]
+    margins = _margins(window)
+    wide = np.pad(wide, [(0, 0), (0, 0), *((max(-b, 0), max(-e, 0)) for b, e in margins)])
+    inner = tuple(slice(max(b, 0), max(b, 0) + size) for (b, _), size in zip(margins, sizes, strict=True))
+    return wide[(slice(None), slice(None), *inner)][
+        (slice(None), slice(None), *(slice(None, None, s) for s in window.strides))
+    ]
+
+
+def _margins(window: Window) -> list[tuple[int, int]]:
+    """Zeros to put around the spread input of a transposed convolution (negative: elements to take off)."""
+    spans = [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)]
+    return [
+        (span - begin, span - end + extra)
+        for (begin, end), extra, span in zip(window.pads, window.output_padding, spans, strict=True)
+    ]
 
 
 def count_positions(shape: tuple[int, ...], axis: int, window: Window) -> int:
@@ -94,6 +109,62 @@ def rows_at(x: Floats, axis: int, window: Window, picks: NDArray[np.int64]) -> F
     view = np.moveaxis(view, 1, 1 + rank)
     chosen = view[np.unravel_index(picks, view.shape[: 1 + rank])]
     return chosen.reshape(len(picks), -1)
+
+
+def columns(x: Floats, axis: int, window: Window) -> Floats:
+    """All input rows of a layer, turned on their side: (channels · taps, positions), float32, positions batch first."""
+    if not window.kernel:
+        return np.ascontiguousarray(np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1), np.float32)
+    if window.transposed:
+        x, window = _spread(x, window), _plain(window)
+    padded = np.pad(x, [(0, 0), (0, 0), *window.pads]).swapaxes(0, 1)
+    sizes = _positions(padded.shape[2:], window)
+    result = np.empty((x.shape[1], *window.kernel, x.shape[0], *sizes), np.float32)
+    for tap in np.ndindex(window.kernel):
+        result[(slice(None), *tap)] = padded[_seen(tap, sizes, window)]
+    return result.reshape(x.shape[1] * int(np.prod(window.kernel)), -1)
+
+
+def scatter(values: Floats, shape: tuple[int, ...], axis: int, window: Window) -> Floats:
+    """The adjoint of `columns`: what each element of an input of this shape gets from all the rows that saw it."""
+    if not window.kernel:
+        moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+        return np.moveaxis(values.reshape(moved), 0, axis)
+    if window.transposed:
+        probe = np.broadcast_to(np.zeros((), np.float32), shape)
+        wide = scatter(values, _spread(probe, window).shape, axis, _plain(window))
+        return _gather_spread(wide, shape, window)
+    padded = [size + sum(pads) for size, pads in zip(shape[2:], window.pads, strict=True)]
+    sizes = _positions(padded, window)
+    parts = values.reshape(shape[1], *window.kernel, shape[0], *sizes)
+    total = np.zeros((shape[1], shape[0], *padded), np.float32)
+    for tap in np.ndindex(window.kernel):
+        total[_seen(tap, sizes, window)] += parts[(slice(None), *tap)]
+    crop = tuple(slice(begin, begin + size) for size, (begin, _) in zip(shape[2:], window.pads, strict=True))
+    return total[(slice(None), slice(None), *crop)].swapaxes(0, 1)
+
+
+def _plain(window: Window) -> Window:
+    """The window that a transposed convolution puts over its spread input."""
+    rank = len(window.kernel)
+    return Window(window.kernel, (1,) * rank, window.dilations, ((0, 0),) * rank)
+
+
+def _positions(padded: Sequence[int], window: Window) -> tuple[int, ...]:
+    """Places of the window on each axis of a padded input."""
+    return tuple(
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip(padded, window.kernel, window.strides, window.dilations, strict=True)
+    )
+
+
+def _seen(tap: tuple[int, ...], sizes: tuple[int, ...], window: Window) -> tuple[slice, ...]:
+    """What one element of the kernel sees of a padded input, over all places of the window."""
+    spans = (
+        slice(t * d, t * d + s * (n - 1) + 1, s)
+        for t, n, s, d in zip(tap, sizes, window.strides, window.dilations, strict=True)
+    )
+    return (slice(None), slice(None), *spans)
 
 
 def values_at(x: Floats, axis: int, picks: NDArray[np.int64]) -> Floats:

@@ -19,6 +19,7 @@ from thinet_onnx.result import Fidelity
 Array = np.ndarray[Any, Any]
 Outputs = list[list[Array]]
 
+_LEAST_PROBABILITY = 1e-6  # below it a probability's logarithm says nothing
 _LAST_DIGIT = 2.0**-23  # of 1.0 in float32
 
 
@@ -164,15 +165,16 @@ def _rows(output: Array) -> Array:
 def distance(before: Outputs, after: Outputs) -> float:
     """How far two models' outputs are apart, as one number for the budget, each output weighed equally.
 
-    A classifier's scores count by the Kullback–Leibler divergence of their softmax (of themselves, if they are
-    probabilities), everything else by the relative squared error about the mean.
+    The relative squared error: of a classifier's scores about each item's mean score (of the logarithms, if they are
+    probabilities), of everything else about the mean. The Kullback–Leibler divergence would see little on images that the
+    network was trained on and is sure of.
     """
     total = 0.0
     for index in range(len(before[0])):
         old, new = ([batch[index] for batch in batches] for batches in (before, after))
         if old[0].dtype.kind != "f":
             continue
-        total += _divergence(old, new) if is_classifier(old[0]) else _relative(old, new)
+        total += _score_error(old, new) if is_classifier(old[0]) else _relative(old, new)
     return total
 
 
@@ -184,19 +186,12 @@ def _relative(old: list[Array], new: list[Array]) -> float:
     return float(np.square(b - a).sum()) / max(float(np.square(a - a.mean()).sum()), 1e-30)
 
 
-def _divergence(old: list[Array], new: list[Array]) -> float:
+def _score_error(old: list[Array], new: list[Array]) -> float:
     a, b = (np.concatenate([x.reshape(len(x), -1) for x in xs]).astype(np.float64) for xs in (old, new))
     if a.min() >= 0 and np.allclose(a.sum(1), 1, atol=1e-3):
-        p, log_p, log_q = a, np.log(a + 1e-12), np.log(np.maximum(b, 0) + 1e-12)
-    else:
-        log_p, log_q = (x - _log_sum_exp(x) for x in (a, b))
-        p = np.exp(log_p)
-    return float((p * (log_p - log_q)).sum(1).mean())
-
-
-def _log_sum_exp(x: Array) -> Array:
-    top = x.max(1, keepdims=True)
-    return np.asarray(top + np.log(np.exp(x - top).sum(1, keepdims=True)))
+        a, b = np.log(a + _LEAST_PROBABILITY), np.log(np.maximum(b, 0) + _LEAST_PROBABILITY)
+    a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
+    return float(np.square(b - a).sum()) / max(float(np.square(a).sum()), 1e-30)
 
 
 def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:

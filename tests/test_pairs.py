@@ -1,0 +1,137 @@
+"""Which layers are refitted together with the one before them, and that it is worth it."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from small_models import Net
+
+import thinet_onnx
+from thinet_onnx import pairs, polish, runtime
+from thinet_onnx.consumers import collect
+from thinet_onnx.graph import Graph
+from thinet_onnx.groups import analyse
+
+
+def found(model: onnx.ModelProto) -> dict[str, tuple[str, list[str]]]:
+    """For each consumer of a pair: the producer's name and the operators between."""
+    feeds = {"x": np.zeros((2, 3, 8, 8), np.float32)}
+    graph = Graph(model)
+    analysis = analyse(graph, runtime.observed_shapes(graph, feeds))
+    return {
+        consumer.name: (pair.producer.name, [node.op for node in pair.chain])
+        for consumer, pair in pairs.find(analysis, collect(analysis)).items()
+    }
+
+
+def between(make: Callable[[Net, str], str], **attributes: int) -> dict[str, tuple[str, list[str]]]:
+    """Pairs of a network with something between its two convolutions `a` and `b`."""
+    net = Net()
+    x = make(net, net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="a"))
+    return found(net.model(net.head(net.conv(x, 6, 4, name="b", **attributes), 4)))
+
+
+def batch_norm(net: Net, x: str) -> str:
+    one = [net.tensor(np.ones(6, np.float32)) for _ in range(4)]
+    return net.node("BatchNormalization", x, *one)
+
+
+def test_batch_norm_and_activation() -> None:
+    assert between(lambda net, x: net.relu(batch_norm(net, x)))["b"] == ("a", ["BatchNormalization", "Relu"])
+
+
+def test_nothing_in_between() -> None:
+    assert between(lambda _, x: x)["b"] == ("a", [])
+
+
+def test_an_activation_of_two_nodes() -> None:
+    silu = between(lambda net, x: net.node("Mul", x, net.node("Sigmoid", x)))
+    assert silu["b"] == ("a", ["Sigmoid", "Mul"])
+
+
+def test_readers_of_the_shape_alone_dont_matter() -> None:
+    def reshaped(net: Net, x: str) -> str:
+        y = net.relu(x)
+        net.node("CastLike", net.tensor(np.float64(0)), y)
+        net.node("Shape", y)
+        return y
+
+    assert between(reshaped)["b"] == ("a", ["Relu"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net, x: net.node("MaxPool", x, kernel_shape=[2, 2]),
+        lambda net, x: net.node("Add", x, net.conv("x", 3, 6, name="other")),
+        lambda net, x: net.node("Mul", x, net.node("GlobalAveragePool", x)),
+        lambda net, x: net.node("Softmax", x, axis=1),
+        lambda net, x: net.node("Concat", net.conv(x, 6, 2), net.conv(x, 6, 4), axis=1),
+    ],
+    ids=["pooling", "a second layer", "a gate from outside", "softmax", "concatenation"],
+)
+def test_more_in_between(make: Callable[[Net, str], str]) -> None:
+    assert "b" not in between(make)
+
+
+def test_another_reader_of_what_lies_between() -> None:
+    net = Net()
+    inner = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="a"))
+    left, right = net.conv(inner, 6, 4, name="b"), net.conv(inner, 6, 4, name="c")
+    assert not {"b", "c"} & found(net.model(net.head(net.node("Add", left, right), 4))).keys()
+    net = Net()
+    inner = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="a"))
+    assert "b" not in found(net.model(net.head(net.conv(inner, 6, 4, name="b"), 4), inner))
+
+
+def test_a_depthwise_convolution_is_a_producer() -> None:
+    net = Net()
+    x = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="wide"))
+    x = net.relu(net.conv(x, 6, 6, name="depthwise", group=6))
+    pairs_found = found(net.model(net.head(net.conv(x, 6, 4, kernel=1, name="narrow"), 4)))
+    assert pairs_found["narrow"] == ("depthwise", ["Relu"])
+    assert "depthwise" not in pairs_found
+
+
+def test_grouped_convolutions_and_shared_weights_are_left_alone() -> None:
+    assert "b" not in between(lambda net, x: net.relu(x), group=2)
+    net = Net()
+    weight = net.weight(6, 6, 3, 3)
+    x = net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="a")
+    for name in ("b", "c"):
+        x = net.node("Conv", net.relu(x), weight, name=name, pads=[1] * 4)
+    assert not {"b", "c"} & found(net.model(net.head(x, 6))).keys()
+
+
+def student(seed: int = 0) -> tuple[onnx.ModelProto, np.ndarray]:
+    net = Net(seed)
+    x = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 8, name="stem"))
+    for index in range(3):
+        x = net.relu(net.conv(x, 8, 8, name=f"conv{index}"))
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((128, 3, 8, 8))
+    smooth = noise + np.roll(noise, 1, 2) + np.roll(noise, 1, 3)
+    return net.model(net.head(x, 8)), smooth.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_joint_refit_leaves_less_error_behind_every_group(seed: int) -> None:
+    model, data = student(seed)
+    alone, together = (thinet_onnx.prune(model, data, keep=0.5, reconstruct=way) for way in ("full", "joint"))
+    assert together.report.oracle_error < 1e-5
+    for before, after in zip(alone.report.groups[:3], together.report.groups[:3], strict=True):
+        assert after.error is not None
+        assert before.error is not None
+        assert after.error < before.error
+
+
+def test_a_step_that_images_kept_apart_dont_approve_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = student()
+    plain = thinet_onnx.prune(model, data, keep=0.5, reconstruct="full")
+    real = polish.Joint.step
+    monkeypatch.setattr(
+        polish.Joint, "step", lambda *arguments: real(*arguments).plus(real(*arguments), -3.0)
+    )  # the wrong way
+    stubborn = thinet_onnx.prune(model, data, keep=0.5, reconstruct="joint")
+    assert stubborn.model.SerializeToString() == plain.model.SerializeToString()

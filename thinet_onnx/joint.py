@@ -1,0 +1,273 @@
+"""Two linear layers refitted at once, with the activation between them: Gauss–Newton steps by conjugate gradients.
+
+A group's producer and its consumer answer y = W₂ · cols(f(W₁ · cols(x) + b₁)) + b₂, where cols unfolds windows and f works
+element by element. Refitting W₂ alone picks among the filters that stayed; moving W₁ as well makes them into the best
+few filters for this target. NumPy only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx.unfold import Window, columns, scatter, windows
+
+Floats = NDArray[np.floating[Any]]
+Activation = Callable[[Floats], Floats]
+
+_WIDE = 2400  # columns from which on the preconditioner is diagonal
+_SMALL = 1e-3  # of the spread of a channel: the step of the finite differences
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one layer sees its input: window, axes of input and output channels, convolution groups."""
+
+    window: Window
+    x_axis: int
+    y_axis: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is fitted: `first` (G₁, O/G₁, n₁) and its bias (O), `second` (G₂, D/G₂, n₂) and its bias (D).
+
+    A bias that may not change is `None` in a step, and stays.
+    """
+
+    first: Floats
+    first_bias: Floats
+    second: Floats
+    second_bias: Floats
+
+    def all(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """The four arrays."""
+        return self.first, self.first_bias, self.second, self.second_bias
+
+    def plus(self, step: "Weights", length: float = 1.0) -> "Weights":
+        """These weights moved by `length` times a step."""
+        return Weights(*((a + length * b).astype(np.float32) for a, b in zip(self.all(), step.all(), strict=True)))
+
+    def dot(self, other: "Weights") -> float:
+        """The inner product of all numbers."""
+        return sum(float(np.vdot(a, b)) for a, b in zip(self.all(), other.all(), strict=True))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One batch: the input of the first layer, and what the second should answer (D, positions)."""
+
+    x: Floats
+    target: Floats
+
+
+@dataclass
+class _Seen:
+    """One batch at some weights: unfolded inputs of both layers, slopes of the activation (O, …), weighed residuals."""
+
+    first: Floats
+    slope: Floats
+    shape: tuple[int, ...]
+    second: Floats
+    residual: Floats
+
+
+class Joint:
+    """The problem: two layers, the activation between them, and what each output counts.
+
+    Args:
+        first, second: how the layers see their inputs.
+        activation: from a tensor as the first layer puts it out to one as the second takes it in, element by element.
+        scale: (D) what the network multiplies the outputs by.
+        biases: whether the first and the second layer's bias may change.
+    """
+
+    def __init__(
+        self, first: Shape, second: Shape, activation: Activation, scale: Floats, biases: tuple[bool, bool]
+    ) -> None:
+        self.first, self.second, self.activation, self.biases = first, second, activation, biases
+        self.scale = scale.astype(np.float32)[:, None]
+
+    def error(self, weights: Weights, rows: Sequence[Rows]) -> float:
+        """Mean squared error of the scaled outputs, summed over them."""
+        total, count = 0.0, 0
+        for batch in rows:
+            hidden, _ = self._hidden(weights, batch.x)
+            answer = self._second(weights.second, self._unfold(self.activation(hidden)))
+            gap = (answer + weights.second_bias[:, None] - batch.target) * self.scale
+            total += float(np.vdot(gap, gap))
+            count += gap.shape[1]
+        return total / max(count, 1)
+
+    def step(self, weights: Weights, rows: Sequence[Rows], damping: float, iterations: int) -> Weights:
+        """One Gauss–Newton step: conjugate gradients on the network made linear at these weights.
+
+        Args:
+            weights: where to start.
+            rows: the batches to fit.
+            damping: pull to the present weights, as a share of the mean curvature (Levenberg, Marquardt).
+            iterations: of conjugate gradients, each two passes over the batches.
+        """
+        seen = [self._see(weights, batch) for batch in rows]
+        condition = _Condition(self, weights, seen, damping)
+        rest = self._gradient(weights, seen, [batch.residual for batch in seen], -1.0)
+        found = Weights(*(np.zeros_like(part) for part in rest.all()))
+        near = condition.solve(rest)
+        direction, energy = near, rest.dot(near)
+        for _ in range(iterations):
+            pushed = [self._push(weights, batch, direction) for batch in seen]
+            curved = condition.damped(self._gradient(weights, seen, pushed, 1.0), direction)
+            bent = direction.dot(curved)
+            if not bent > 0 or not energy > 0:
+                break
+            length = energy / bent
+            found, rest = found.plus(direction, length), rest.plus(curved, -length)
+            near = condition.solve(rest)
+            before, energy = energy, rest.dot(near)
+            direction = near.plus(direction, energy / before)
+        return found
+
+    def _hidden(self, weights: Weights, x: Floats) -> tuple[Floats, Floats]:
+        """What the first layer puts out, as a tensor, and its unfolded input (G₁, n₁, positions)."""
+        seen = columns(x, self.first.x_axis, self.first.window)
+        seen = seen.reshape(self.first.groups, -1, seen.shape[1])
+        flat = (weights.first @ seen).reshape(-1, seen.shape[2]) + weights.first_bias[:, None]
+        return _raise(flat, self._hidden_shape(x, len(flat)), self.first.y_axis), seen
+
+    def _hidden_shape(self, x: Floats, outputs: int) -> tuple[int, ...]:
+        window, axis = self.first.window, self.first.y_axis
+        if not window.kernel:
+            rest = [size for place, size in enumerate(x.shape) if place != self.first.x_axis % x.ndim]
+            rest.insert(axis % x.ndim, outputs)
+            return tuple(rest)
+        probe = np.broadcast_to(np.zeros((), np.float32), (1, 1, *x.shape[2:]))
+        return (len(x), outputs, *_spots(probe, window))
+
+    def _unfold(self, value: Floats) -> Floats:
+        seen = columns(value, self.second.x_axis, self.second.window)
+        return seen.reshape(self.second.groups, -1, seen.shape[1])
+
+    def _second(self, matrix: Floats, seen: Floats) -> Floats:
+        return (matrix @ seen).reshape(-1, seen.shape[2])
+
+    def _see(self, weights: Weights, batch: Rows) -> _Seen:
+        hidden, first = self._hidden(weights, batch.x)
+        axis = self.first.y_axis
+        others = tuple(place for place in range(hidden.ndim) if place != axis % hidden.ndim)
+        small = _SMALL * np.maximum(hidden.std(others, keepdims=True), 1e-6)
+        slope = (self.activation(hidden + small) - self.activation(hidden - small)) / (2 * small)
+        value = self.activation(hidden)
+        second = self._unfold(value)
+        answer = self._second(weights.second, second) + weights.second_bias[:, None]
+        residual = (answer - batch.target) * self.scale
+        return _Seen(first, np.ascontiguousarray(_flatten(slope, axis)), hidden.shape, second, residual)
+
+    def _push(self, weights: Weights, seen: _Seen, step: Weights) -> Floats:
+        """How a small change of the weights moves the scaled outputs (D, positions)."""
+        flat = (step.first @ seen.first).reshape(len(seen.slope), -1) + step.first_bias[:, None]
+        moved = self._unfold(_raise(flat * seen.slope, seen.shape, self.first.y_axis))
+        answer = self._second(weights.second, moved) + self._second(step.second, seen.second)
+        return (answer + step.second_bias[:, None]) * self.scale
+
+    def _gradient(self, weights: Weights, seen: Sequence[_Seen], outputs: Sequence[Floats], sign: float) -> Weights:
+        """The adjoint of `_push`, averaged over positions."""
+        totals = [np.zeros(part.shape, np.float64) for part in weights.all()]
+        count = sum(batch.residual.shape[1] for batch in seen)
+        for batch, given in zip(seen, outputs, strict=True):
+            back = given * self.scale
+            parted = back.reshape(self.second.groups, -1, back.shape[1])
+            spread = (weights.second.swapaxes(1, 2) @ parted).reshape(-1, back.shape[1])
+            hidden = scatter(spread, batch.shape, self.second.x_axis, self.second.window)
+            flat = _flatten(hidden, self.first.y_axis) * batch.slope
+            totals[0] += flat.reshape(self.first.groups, -1, flat.shape[1]) @ batch.first.swapaxes(1, 2)
+            totals[2] += parted @ batch.second.swapaxes(1, 2)
+            for place, (may, part) in enumerate(zip(self.biases, (flat, back), strict=True)):
+                if may:
+                    totals[2 * place + 1] += part.sum(1, dtype=np.float64)
+        return Weights(*((sign / max(count, 1) * total).astype(np.float32) for total in totals))
+
+
+class _Condition:
+    """Damping and preconditioner: the inputs' second moments times each output's curvature (a Kronecker product)."""
+
+    def __init__(self, joint: Joint, weights: Weights, seen: Sequence[_Seen], damping: float) -> None:
+        count = max(sum(batch.residual.shape[1] for batch in seen), 1)
+        squares = np.square(weights.second * joint.scale.reshape(len(weights.second), -1, 1)).sum(1)
+        squares = squares.reshape(len(weights.first_bias), -1).sum(1)
+        slopes = sum(np.square(batch.slope, dtype=np.float64).sum(1) for batch in seen) / count
+        self.first_weight = _floored(slopes * squares)
+        self.second_weight = _floored(np.square(joint.scale[:, 0], dtype=np.float64))
+        self.damping = damping
+        self.first, self.first_pull = _inverse([batch.first for batch in seen], damping)
+        self.second, self.second_pull = _inverse([batch.second for batch in seen], damping)
+        self.groups = joint.first.groups, joint.second.groups
+
+    def _spread(self, weight: Floats, place: int) -> Floats:
+        return weight.reshape(self.groups[place], -1, 1)
+
+    def solve(self, gradient: Weights) -> Weights:
+        """Roughly the step that this gradient asks for."""
+        first, second = (
+            (part @ inverse if inverse.ndim == 3 else part * inverse[:, None]) / self._spread(weight, place)
+            for place, (part, inverse, weight) in enumerate(
+                ((gradient.first, self.first, self.first_weight), (gradient.second, self.second, self.second_weight))
+            )
+        )
+        biases = gradient.first_bias / self.first_weight, gradient.second_bias / self.second_weight
+        return Weights(*(part.astype(np.float32) for part in (first, biases[0], second, biases[1])))
+
+    def damped(self, curved: Weights, direction: Weights) -> Weights:
+        """The pull to the present weights added to a product with the curvature."""
+        pulls = (
+            self.first_pull[:, None, None] * self._spread(self.first_weight, 0),
+            self.damping * self.first_weight,
+            self.second_pull[:, None, None] * self._spread(self.second_weight, 1),
+            np.zeros(len(self.second_weight)),
+        )
+        return Weights(
+            *(
+                (part + pull * move).astype(np.float32)
+                for part, pull, move in zip(curved.all(), pulls, direction.all(), strict=True)
+            )
+        )
+
+
+def _inverse(seen: Sequence[Floats], damping: float) -> tuple[Floats, Floats]:
+    """(H + pull · I)⁻¹ of each convolution group (or of its diagonal, where it is large) and the pull."""
+    groups, size, _ = seen[0].shape
+    count = max(sum(batch.shape[2] for batch in seen), 1)
+    if size > _WIDE or groups * size > _WIDE * 8:
+        diagonal = sum(np.square(batch, dtype=np.float64).sum(2) for batch in seen) / count
+        pull = damping * diagonal.mean(1) + 1e-12
+        return (1.0 / (diagonal + pull[:, None])).astype(np.float32), pull
+    h = np.zeros((groups, size, size))
+    for batch in seen:
+        h += batch @ batch.swapaxes(1, 2)
+    h /= count
+    pull = damping * np.trace(h, axis1=1, axis2=2) / size + 1e-12
+    return np.linalg.inv(h + pull[:, None, None] * np.eye(size)).astype(np.float32), pull
+
+
+def _floored(weight: Floats) -> NDArray[np.float64]:
+    """Curvatures, none of them next to nothing."""
+    return np.asarray(weight + 1e-3 * weight.mean() + 1e-12, np.float64)
+
+
+def _flatten(value: Floats, axis: int) -> Floats:
+    """(channels, positions) of a tensor."""
+    return np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
+
+
+def _raise(flat: Floats, shape: tuple[int, ...], axis: int) -> Floats:
+    """A tensor from (channels, positions)."""
+    axis %= len(shape)
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return np.moveaxis(flat.reshape(moved), 0, axis)
+
+
+def _spots(probe: Floats, window: Window) -> tuple[int, ...]:
+    """Output positions of a convolution on each spatial axis."""
+    return tuple(int(size) for size in windows(probe, window).shape[2 : 2 + len(window.kernel)])

@@ -1,0 +1,190 @@
+"""Refit a pair of layers on what really reaches it: gather images, run Gauss–Newton steps, keep what images kept apart approve.
+
+The start is what the layer-by-layer refit left. A step counts only if the error falls on batches that it wasn't fitted on.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinet_onnx import runtime, segment
+from thinet_onnx.choose import Rebuilt
+from thinet_onnx.graph import Graph
+from thinet_onnx.joint import Joint, Rows, Shape, Weights
+from thinet_onnx.observe import is_check
+from thinet_onnx.pairs import Pair
+from thinet_onnx.unfold import columns, count_positions
+
+Array = np.ndarray[Any, Any]
+Tensors = dict[str, Array]
+Bools = NDArray[np.bool_]
+
+_MOST_POSITIONS = 262_144  # that one pair is fitted on
+_MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take
+_CHUNK = 4e6  # of them that are worked on at a time
+_ROUNDS, _ITERATIONS = 5, 8
+_DAMPING = 1e-2
+_ALL = np.ones(1, bool)
+_WORTH = 0.005  # share of the error that a round must save for another one
+
+
+@dataclass
+class Polisher:
+    """Gathers what one pair sees, then refits it.
+
+    `graph` is the original's, `items` how many inputs will be seen over all batches.
+    """
+
+    pair: Pair
+    graph: Graph
+    items: int
+    seed: int
+    _x: list[list[Array]] = field(default_factory=lambda: [[], []])
+    _targets: list[list[Array]] = field(default_factory=lambda: [[], []])
+    _batches: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.seed)
+
+    def add(self, original: Tensors, pruned: Tensors) -> None:
+        """Take in one batch of both networks: inputs of both layers, and the stream that the consumer adds to."""
+        consumer, layer = self.pair.consumer, self.pair.consumer.layer
+        place, dense, x = is_check(self._batches), original[layer.x], pruned[self.pair.producer.layer.x]
+        self._batches += 1
+        positions = max(count_positions((1, *dense.shape[1:]), layer.x_axis, layer.window), 1)
+        numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in (self.pair.producer, consumer))
+        share = min(_MOST_POSITIONS, _MOST_NUMBERS / numbers) / (positions * max(self.items, 1))
+        chosen = np.flatnonzero(self._random.random(len(dense)) < share)
+        if len(chosen) and len(x) == len(dense):
+            other = consumer.other[0]
+            loss = (original[other][chosen] - pruned[other][chosen]) if other else None
+            self._x[place].append(x[chosen])
+            self._targets[place].append(self._target(dense[chosen], loss))
+
+    def _target(self, dense: Array, loss: Array | None) -> Array:
+        """What the consumer should answer (D, positions): its own output in the original, and what the stream lost."""
+        consumer, layer = self.pair.consumer, self.pair.consumer.layer
+        answer: Array = consumer.matrix[0] @ columns(dense, layer.x_axis, layer.window)
+        answer += consumer.bias.astype(np.float32)[:, None]
+        if loss is not None:
+            answer += np.moveaxis(loss, layer.y_axis, 0).reshape(len(answer), -1) * consumer.inverse_scale()[:, None]
+        return answer
+
+    def fit(self, first: Rebuilt, second: Rebuilt, keep_in: Bools, keep: Bools) -> tuple[Rebuilt, Rebuilt] | None:
+        """Refit both layers, starting from what they are now.
+
+        Args:
+            first, second: the present weights of producer and consumer.
+            keep_in: input channels of the producer that are left.
+            keep: channels between the two that are left.
+
+        Returns:
+            New weights of both, None where nothing was gained.
+        """
+        if not all(self._x) or not keep.any():
+            return None
+        producer, consumer = self.pair.producer, self.pair.consumer
+        one, two = producer.layer, consumer.layer
+        inner = keep if one.depthwise else keep_in
+        rows, check = (self._rows(place, inner) for place in (0, 1))
+        problem = Joint(
+            Shape(one.window, one.x_axis, one.y_axis, int(keep.sum()) if one.depthwise else 1),
+            Shape(two.window, two.x_axis, two.y_axis, 1),
+            _Between(self.pair, self.graph, keep),
+            consumer.scale,
+            (producer.can_bias, consumer.can_bias),
+        )
+        taken = (keep, _ALL, np.ones(one.taps, bool)) if one.depthwise else (_ALL, keep, np.repeat(keep_in, one.taps))
+        mine = np.ix_(*taken)
+        read = np.repeat(keep, two.taps)
+        biases = [entry.consumer.bias if entry.bias is None else entry.bias for entry in (first, second)]
+        start = (first.matrix[mine], biases[0][keep], second.matrix[:, :, read], biases[1])
+        found = _descend(problem, Weights(*(np.asarray(part, np.float32) for part in start)), rows, check)
+        if found is None:
+            return None
+        matrix, bias = first.matrix.copy(), biases[0].copy()
+        matrix[mine], bias[keep] = found.first, found.first_bias
+        other = second.matrix.copy()
+        other[:, :, read] = found.second
+        return (
+            Rebuilt(producer, matrix, bias if producer.can_bias else None, None),
+            Rebuilt(
+                consumer,
+                other,
+                found.second_bias.astype(np.float64) if consumer.can_bias else None,
+                problem.error(found, [*rows, *check]) ** 0.5,
+            ),
+        )
+
+    def _rows(self, place: int, channels: Bools) -> list[Rows]:
+        """What was gathered, some channels of it, in chunks."""
+        axis = self.pair.producer.layer.x_axis
+        numbers = self.pair.producer.columns + self.pair.consumer.columns
+        chunks = _chunked(self._x[place], self._targets[place], numbers)
+        return [Rows(np.compress(channels, x, axis), target) for x, target in chunks]
+
+
+def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Rows]) -> Weights | None:
+    """Gauss–Newton steps for as long as the error on `check` falls; None if it never does."""
+    start = error = problem.error(weights, check)
+    damping = _DAMPING
+    for _ in range(_ROUNDS):
+        step = problem.step(weights, rows, damping, _ITERATIONS)
+        best, length = error, 0.0
+        for size in (1.0, 0.5, 0.2):
+            now = problem.error(weights.plus(step, size), check)
+            if now < best:
+                best, length = now, size
+            elif length:
+                break
+        if not length:
+            break
+        saved, error = 1 - best / max(error, 1e-30), best
+        weights = weights.plus(step, length)
+        if saved < _WORTH:
+            break
+        damping *= 1.0 if length == 1.0 else 10.0
+    return weights if error < start else None
+
+
+def _chunked(xs: list[Array], targets: list[Array], numbers: int) -> list[tuple[Array, Array]]:
+    """Batches of one shape put together, up to `_CHUNK` unfolded numbers each."""
+    result: list[tuple[Array, Array]] = []
+    waiting: list[int] = []
+    size = 0
+    for index, (x, target) in enumerate(zip(xs, targets, strict=True)):
+        if waiting and (x.shape[1:] != xs[waiting[0]].shape[1:] or size >= _CHUNK):
+            result.append(_join(waiting, xs, targets))
+            waiting, size = [], 0
+        waiting.append(index)
+        size += target.shape[1] * numbers
+    if waiting:
+        result.append(_join(waiting, xs, targets))
+    return result
+
+
+def _join(places: list[int], xs: list[Array], targets: list[Array]) -> tuple[Array, Array]:
+    return np.concatenate([xs[i] for i in places]), np.concatenate([targets[i] for i in places], 1)
+
+
+class _Between:
+    """What lies between the two layers, on the channels that are left."""
+
+    def __init__(self, pair: Pair, graph: Graph, keep: Bools) -> None:
+        self._pair, self._keep = pair, keep
+        self._axis = pair.producer.layer.y_axis
+        self._session = None
+        if pair.chain:
+            value = np.zeros((0,) * pair.rank, np.float32)
+            self._session = runtime.session(segment.build(graph, pair.chain, {pair.z: value}, [pair.consumer.layer.x]))
+
+    def __call__(self, hidden: Array) -> Array:
+        if self._session is None:
+            return hidden
+        axis = self._axis % hidden.ndim
+        whole = np.zeros((*hidden.shape[:axis], len(self._keep), *hidden.shape[axis + 1 :]), np.float32)
+        np.moveaxis(whole, axis, 0)[self._keep] = np.moveaxis(hidden, axis, 0)
+        (value,) = runtime.run(self._session, {self._pair.z: whole})
+        return np.compress(self._keep, value, axis)

@@ -109,7 +109,7 @@ class Polisher:
         other = second.matrix.copy()
         other[:, :, read] = found.second
         return (
-            Rebuilt(producer, matrix, bias if producer.can_bias else None, None),
+            Rebuilt(producer, matrix, bias if producer.can_bias else None, first.error),
             Rebuilt(
                 consumer,
                 other,

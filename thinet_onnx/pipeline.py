@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Setting, closed_inputs, open_model
 from thinet_onnx.sweep import Sweep
+from thinet_onnx.temper import Tempered, temper
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -183,10 +185,23 @@ class _Run:
         decision = decide(self.model, chooser, views, candidates, feeds, self.progress)
         kept, rebuilt = sweep.prune(views, decision.widths)
         plan = make_plan(analysis, kept)
-        self.progress.start("Cutting and verifying", 3)
-        return self._cut(plan, kept, rebuilt, decision)
+        self.progress.start("Cutting and verifying", 4)
+        tempered = None
+        if options.reconstruction != "none":
+            columns = partial(chooser.columns, kept=dict(enumerate(kept)))
+            tempered = temper(self.model, rebuilt, columns, self.batches(self.held))
+            rebuilt = tempered.rebuilt
+        self.progress.advance()
+        return self._cut(plan, kept, rebuilt, decision, tempered)
 
-    def _cut(self, plan: PrunePlan, kept: list[Ids], rebuilt: list[Rebuilt], decision: Decision) -> "_Outcome":
+    def _cut(
+        self,
+        plan: PrunePlan,
+        kept: list[Ids],
+        rebuilt: list[Rebuilt],
+        decision: Decision,
+        tempered: Tempered | None,
+    ) -> "_Outcome":
         """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
         model, analysis = self.setting.model, self.analysis
         check = [self.source.batch([row]) for row in self.held[:4]]
@@ -210,7 +225,7 @@ class _Run:
         if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
             raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
         wide = surgery.refit(surgery.apply(self.model, plan), cut)
-        return _Outcome(pruned, wide, plan, rebuilt, decision, error)
+        return _Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
 
 
 def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:
@@ -232,6 +247,7 @@ class _Outcome:
     rebuilt: list[Rebuilt]
     decision: Decision
     oracle_error: float
+    tempered: Tempered | None
 
 
 def _report(
@@ -260,6 +276,8 @@ def _report(
     if outcome.decision.remark is not None:
         warnings.append(f"Target missed: {outcome.decision.remark}.")
     warnings += summary.left_alone(outcome.rebuilt)
+    if outcome.tempered is not None:
+        warnings += summary.held_back(outcome.tempered, len(run.fit), len(run.held))
     kept_channels = analysis.channels - summary.channels_cut(analysis, outcome.plan)
     return Report(
         model=setting.name, output=None if output is None else str(output),

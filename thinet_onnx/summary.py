@@ -12,6 +12,7 @@ from thinet_onnx.observe import MAX_COLUMNS
 from thinet_onnx.options import PruneOptions
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import GroupRow, Inspection, NotPruned
+from thinet_onnx.temper import Tempered
 
 _SHOWN = 8
 
@@ -89,6 +90,17 @@ def left_alone(rebuilt: Sequence[Rebuilt]) -> list[str]:
         f"{consumer.name} reads {consumer.columns:,} columns, more than the {MAX_COLUMNS:,} that are refitted in full; its "
         "channels were scaled instead."
         for consumer in wide
+    ]
+
+
+def held_back(tempered: Tempered, fitted: int, held: int) -> list[str]:
+    """A warning where new weights were worse than the old ones on samples held out."""
+    if tempered.share == 1.0:
+        return []
+    kept = f"{tempered.share:.0%} of the change was" if tempered.share else "none of them were"
+    return [
+        f"The weights refitted on {fitted} samples leave a relative error of {tempered.refitted:.3g} on the {held} held out, "
+        f"the old ones {tempered.bare:.3g}: {kept} kept. More calibration samples, of what the network is for, help."
     ]
 
 

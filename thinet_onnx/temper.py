@@ -1,0 +1,71 @@
+"""The last word on a refit: on samples that nothing was fitted on, new weights must not be worse than the old ones, cut.
+
+With few samples, or odd ones, layers that each fit well can add up to a network that doesn't. Then the weights go only a
+part of the way from the old ones to the new ones, or stay.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from thinet_onnx import runtime, surgery, verify
+from thinet_onnx.choose import Rebuilt
+from thinet_onnx.consumers import Consumer
+from thinet_onnx.graph import Array
+
+_SHARES = (0.5, 0.25, 0.1)  # of the way to the new weights, tried where all of it is too far
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """What is left of a refit: `share` of the way to the new weights was gone (1: all of it).
+
+    `refitted` and `bare` are the relative errors of the outputs with all of the refit, and with none.
+    """
+
+    rebuilt: list[Rebuilt]
+    share: float
+    refitted: float
+    bare: float
+
+
+def temper(
+    model: onnx.ModelProto,
+    rebuilt: Sequence[Rebuilt],
+    columns: Callable[[Consumer], Array],
+    batches: Sequence[dict[str, Array]],
+) -> Tempered:
+    """Go as far to the new weights as the outputs on some batches allow.
+
+    Args:
+        model: the original, uncut.
+        rebuilt: new weights.
+        columns: which columns (n) of a layer's weights stay.
+        batches: samples that nothing was fitted on.
+    """
+    names = [output.name for output in model.graph.output]
+    before = runtime.outputs(model, batches)
+
+    def error(share: float) -> float:
+        moved = [refit for entry in rebuilt for refit in _moved(entry, columns(entry.consumer), share).refits()]
+        rows = verify.fidelity(names, before, runtime.outputs(surgery.refit(model, moved), batches))
+        found = float(np.mean([row.relative_error for row in rows])) if rows else 0.0
+        return found if np.isfinite(found) else np.inf
+
+    refitted, bare = error(1.0), error(0.0)
+    if refitted <= bare:
+        return Tempered(list(rebuilt), 1.0, refitted, bare)
+    errors = {0.0: bare} | {share: error(share) for share in _SHARES}
+    best = min(errors, key=lambda share: (errors[share], share))
+    return Tempered([_moved(entry, columns(entry.consumer), best) for entry in rebuilt], best, refitted, bare)
+
+
+def _moved(entry: Rebuilt, columns: Array, share: float) -> Rebuilt:
+    """Weights a part of the way from the old ones, cut, to the new ones."""
+    if share == 1.0:
+        return entry
+    old = (entry.consumer.matrix * columns).astype(np.float64)
+    bias = None if entry.bias is None else entry.consumer.bias + share * (entry.bias - entry.consumer.bias)
+    return Rebuilt(entry.consumer, old + share * (entry.matrix - old), bias, None)

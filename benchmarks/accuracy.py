@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ablation
 import accuracy_plot
 from accuracy_cases import METHODS, SEARCH, SUITES, Case, Method, methods
 from accuracy_measure import Reference, open_data
@@ -52,7 +53,8 @@ def own(
     if changes.get("keep") == SEARCH:
         changes["keep"] = _uniform_share(dataclasses.replace(options, target=None, keep=0.5), case, share, reference)
     started = time.perf_counter()
-    result = pipeline.prune(case.model, source, dataclasses.replace(options, **changes))
+    with ablation.switched_off(changes.pop("without", "")):
+        result = pipeline.prune(case.model, source, dataclasses.replace(options, **changes))
     seconds = time.perf_counter() - started
     told = [f"{name} {value}" for name, value in changes.items() if name == "keep"]
     return Outcome(result.model, seconds, "; ".join([*told, *result.report.warnings]))

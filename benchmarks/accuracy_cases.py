@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import ablation
+
 from thinet_onnx.options import PruneOptions
 
 Labels = Literal["data", "prefix", "none"]
@@ -16,17 +18,21 @@ SEARCH = "search"  # as the value of `keep`: the share of every group that leave
 
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("thinet-onnx", {}),
-    ("no-refit", {"reconstruct": "none"}),
+    ("consumers-only", {"reconstruct": "full"}),
     ("scale-only", {"reconstruct": "scale"}),
+    ("no-refit", {"reconstruct": "none"}),
+    ("thinet-picks", {"method": "thinet"}),
     ("uniform-widths", {"keep": SEARCH}),
     ("no-rounding", {"round_to": 1}),
     ("sampled-picks", {"method": "thinet-sampled", "reconstruct": "full"}),
     ("weight-sum-picks", {"method": "weight-sum"}),
     ("apoz-picks", {"method": "apoz"}),
     ("random-picks", {"method": "random"}),
+    *((name, {"without": name}) for name in ablation.SWITCHES),
     ("thinet-2017", {"method": "thinet-sampled", "reconstruct": "scale", "keep": SEARCH}),
 )
-"""(name, fields of PruneOptions to change). All but the first and the last change one ingredient; `--ablate` runs all."""
+"""(name, fields of PruneOptions to change, or the ingredient to go `without`). All but the first and the last change one
+ingredient; `--ablate` runs all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Method:
         if not colon and name not in known:
             raise ValueError(f"no method {name!r}: choose from {', '.join(known)}, or write name:option=value")
         changes = dict(part.split("=", 1) for part in rest.split(",") if part) if colon else known[name]
-        fields = {entry.name for entry in dataclasses.fields(PruneOptions)}
+        fields = {entry.name for entry in dataclasses.fields(PruneOptions)} | {"without"}
         if unknown := sorted(set(changes) - fields):
             raise ValueError(
                 f"method {name!r} changes {', '.join(unknown)}, but the options are {', '.join(sorted(fields))}"

@@ -125,7 +125,9 @@ def prune(
     ] = None,
     reconstruct: Annotated[
         Reconstruction | None,
-        _option(HOW, "full|scale|none", "Mend the next layer: refit, scale per channel.", default="by method"),
+        _option(
+            HOW, "joint|full|scale|none", "Refit readers and makers of cut channels, or readers.", default="by method"
+        ),
     ] = None,
     seed: Annotated[int, _option(HOW, "N", "Seed of all that is random.")] = 0,
     test_data: Annotated[

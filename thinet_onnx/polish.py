@@ -22,6 +22,7 @@ Tensors = dict[str, Array]
 Bools = NDArray[np.bool_]
 
 _MOST_POSITIONS = 262_144  # that one pair is fitted on
+_MOST_WORK = 1e10  # multiply-adds of one pass of a pair over its positions
 _MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take
 _CHUNK = 4e6  # of them that are worked on at a time
 _ROUNDS, _ITERATIONS = 5, 8
@@ -54,8 +55,10 @@ class Polisher:
         place, dense, x = is_check(self._batches), original[layer.x], pruned[self.pair.producer.layer.x]
         self._batches += 1
         positions = max(count_positions((1, *dense.shape[1:]), layer.x_axis, layer.window), 1)
-        numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in (self.pair.producer, consumer))
-        share = min(_MOST_POSITIONS, _MOST_NUMBERS / numbers) / (positions * max(self.items, 1))
+        both = (self.pair.producer, consumer)
+        numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in both)
+        most = min(_MOST_POSITIONS, _MOST_NUMBERS / numbers, _MOST_WORK / sum(c.matrix.size for c in both))
+        share = most / (positions * max(self.items, 1))
         chosen = np.flatnonzero(self._random.random(len(dense)) < share)
         if len(chosen) and len(x) == len(dense):
             other = consumer.other[0]

@@ -1,0 +1,76 @@
+"""Ingredients that no option switches off, switched off alone: for `accuracy.py --ablate`, not for use."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from thinet_onnx import choose, consumers, decide, pipeline, sweep, verify
+
+
+def _no_stream_loss(_: Any, found: list[consumers.Consumer]) -> None:
+    """Targets are the original's answers alone, whatever the residual stream lost before."""
+    for consumer in found:
+        consumer.other.extend("" for _ in consumer.uses)
+
+
+def _divergence(before: Any, after: Any) -> float:
+    """The mean Kullback–Leibler divergence of the first output's softmax."""
+    a, b = (np.concatenate([batch[0] for batch in batches]).astype(np.float64) for batches in (before, after))
+    logs = [x - x.max(1, keepdims=True) for x in (a, b)]
+    p, q = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in logs)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def _raw_error(self: Any, widths: Any) -> float:
+    """Every group's error counts the same."""
+    size = self.chooser.analysis.sizes
+    group = next(g for g, width in enumerate(widths) if width < size[g])
+    return float(self.errors[group][size[group] - widths[group]])
+
+
+def _only_cut(self: sweep.Sweep, views: Any, widths: Any) -> Any:
+    """Layers that were not cut keep their weights."""
+    groups = self.analysis.groups
+    cut = [g for g in range(len(groups)) if widths[g] < groups[g].size]
+    every = self.consumers
+    self.consumers = [c for c in every if any(c in self.chooser.readers[g] for g in cut)]
+    try:
+        return _PRUNE(self, views, widths)
+    finally:
+        self.consumers = every
+
+
+def _whole_branches(*arguments: Any) -> Any:
+    """No branch vanishes."""
+    analysis = _ANALYSE(*arguments)
+    analysis.groups = [dataclasses.replace(group, floor=max(group.floor, 1)) for group in analysis.groups]
+    return analysis
+
+
+_PRUNE, _ANALYSE = sweep.Sweep.prune, pipeline.analyse
+
+SWITCHES: dict[str, tuple[Any, str, Any]] = {
+    "no-stream-loss": (consumers, "_settle_sums", _no_stream_loss),
+    "divergence-as-sensitivity": (verify, "distance", _divergence),
+    "no-sensitivity": (decide.Trial, "moved", _raw_error),
+    "only-cut-layers": (sweep.Sweep, "prune", _only_cut),
+    "fixed-ridge": (choose, "RIDGES", (choose.RIDGE,)),
+    "no-honest-curves": (choose.Chooser, "_honesty", lambda *_: 1.0),
+    "no-vanishing-branches": (pipeline, "analyse", _whole_branches),
+}
+"""For each ingredient what is put in its place: (object, attribute, replacement)."""
+
+
+@contextmanager
+def switched_off(name: str) -> Iterator[None]:
+    """Run without one ingredient; an empty name leaves everything on."""
+    if not name:
+        yield
+        return
+    where, attribute, other = SWITCHES[name]
+    with mock.patch.object(where, attribute, other):
+        yield

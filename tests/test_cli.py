@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import thinet_onnx
 from thinet_onnx import cli, errors
 from thinet_onnx._version import __version__
+from thinet_onnx.cli import bars
 from thinet_onnx.data import Preprocess
 from thinet_onnx.errors import ThinetError
 from thinet_onnx.options import PruneOptions, Silent, Target
@@ -310,23 +311,23 @@ class Terminal(io.StringIO):
 
 def test_bars_only_on_a_terminal_and_not_when_quiet(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    cli.prune(Path("net.onnx"), data="images")
-    cli.prune(Path("net.onnx"), data="images", quiet=True)
+    cli.prune.prune(Path("net.onnx"), data="images")
+    cli.prune.prune(Path("net.onnx"), data="images", quiet=True)
     loud, quiet = pipeline.calls
-    assert isinstance(loud.progress, cli.Bars)
+    assert isinstance(loud.progress, bars.Bars)
     assert isinstance(quiet.progress, Silent)
 
 
 def test_bars_show_stage_count_and_time() -> None:
     screen = Terminal()
-    bars = cli.Bars(Console(file=screen, force_terminal=True, width=80))
-    bars.start("reading [1]", 3)
-    bars.advance()
-    bars.start("fitting", 5)
-    bars.advance(2)
-    bars.start("reading [1]", 4)
-    bars.close()
-    bars.close()
+    drawing = bars.Bars(Console(file=screen, force_terminal=True, width=80))
+    drawing.start("reading [1]", 3)
+    drawing.advance()
+    drawing.start("fitting", 5)
+    drawing.advance(2)
+    drawing.start("reading [1]", 4)
+    drawing.close()
+    drawing.close()
     drawn = screen.getvalue()
     assert "reading [1]" in drawn
     assert "4/4" in drawn

@@ -1,0 +1,49 @@
+"""The command `thinet-onnx`: options become frozen data, an error becomes one line and exit code 2.
+
+One module for each command; what they share is in `shared`. Whatever loads ONNX Runtime or NumPy is imported when the
+options are in order: `--help` and a slip answer at once.
+"""
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from thinet_onnx._version import __version__
+from thinet_onnx.cli import inspect, prune
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that can't show × or a node's name shows ?
+    app(prog_name="thinet-onnx")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"thinet-onnx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make convolutional ONNX networks smaller: take out the channels that the next layers can do without."""
+
+
+for _command, _example in ((prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE)):
+    app.command(epilog=f"Example: {_example}")(_command)

@@ -1,0 +1,140 @@
+"""What commands share: options with the same name mean the same everywhere, errors are one line, files are checked first."""
+
+import math
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from thinet_onnx import report
+from thinet_onnx.cli.bars import Bars
+from thinet_onnx.errors import OptionError, OutputError, ThinetError
+from thinet_onnx.options import Progress, Scope, Silent
+from thinet_onnx.result import Inspection, Report
+
+if TYPE_CHECKING:
+    from thinet_onnx.data import Preprocess
+
+EXAMPLE_DATA = "--data models/fashion_calibration.npz --mean 0.286 --std 0.353"
+
+DATA, PIXELS, WHAT, HOW, REPORT = (
+    "Calibration data",
+    "Images (folders, and arrays of uint8): (pixel × scale − mean) / std",
+    "What to remove",
+    "How to remove it",
+    "Checking and reporting",
+)
+
+
+def option(panel: str, metavar: str, text: str, *names: str, default: str | bool = True) -> Any:
+    """Declare an option; `default` is what its help shows where None stands for something else."""
+    return typer.Option(*names, metavar=metavar, help=text, show_default=default, rich_help_panel=panel)
+
+
+Layout = Literal["auto", "nchw", "nhwc"]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file to read; it stays as it is.")]
+Output = Annotated[
+    Path | None,
+    typer.Argument(metavar="OUTPUT", help="The .onnx file to write.", show_default="MODEL_pruned.onnx"),
+]
+Shapes = Annotated[
+    list[str] | None, option(DATA, "NAME:N,C,H,W", "Sizes of an input, where left open; repeatable.", "--shape")
+]
+Data = Annotated[str | None, option(DATA, "PATH", "Needed: a folder of images, .npy, .npz or script.py:function.")]
+Samples = Annotated[int | None, option(DATA, "N", "Take N samples at random.", default="all")]
+Mean = Annotated[str | None, option(PIXELS, "X[,X..]", "One value, or one per channel.", default="0")]
+Std = Annotated[str | None, option(PIXELS, "X[,X..]", "One value, or one per channel.", default="1")]
+Scale = Annotated[float | None, option(PIXELS, "X", "For pixels of 0 to 255.", default="1/255")]
+Resize = Annotated[str | None, option(PIXELS, "HxW", "Stretch images to this.", default="the input's size")]
+Layouts = Annotated[Layout, option(PIXELS, "auto|nchw|nhwc", "The model's, if its shape doesn't tell.")]
+Quiet = Annotated[bool, option(REPORT, "", "Print errors only.", "--quiet", "-q")]
+Scopes = Annotated[Scope, option(WHAT, "inner|all", "all: the channels of residual streams too.", "--scope")]
+Json = Annotated[Path | None, option(REPORT, "FILE", "Write a JSON report: all that is shown, and more.", "--json")]
+Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
+
+
+@contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """End the command with code 2 and one line for a ThinetError, with 130 when interrupted."""
+    try:
+        yield
+    except ThinetError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"thinet-onnx: error: {' '.join(str(error).splitlines())}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("thinet-onnx: interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def preprocess(
+    mean: str | None, std: str | None, scale: float | None, resize: str | None, layout: Layout
+) -> "Preprocess":
+    """How images become inputs, from the options of that name."""
+    means, stds, size = floats("--mean", mean), floats("--std", std), _size(resize)
+    from thinet_onnx.data import Preprocess  # noqa: PLC0415
+
+    return Preprocess(mean=means, std=stds, scale=scale, layout=layout, resize=size)
+
+
+@contextmanager
+def watched(quiet: bool) -> Iterator[Progress]:
+    """Bars for a run on a terminal, cleared away at its end; nothing elsewhere."""
+    progress: Progress = Silent() if quiet or not sys.stderr.isatty() else Bars(Console(stderr=True))
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+def show(result: Report | Inspection, json_file: Path | None, quiet: bool = False) -> None:
+    """Print a result, and write it as JSON if a file is named."""
+    try:
+        if not quiet:
+            report.render(result, Console(highlight=False))
+    finally:  # a reader that closed the pipe early still gets the file
+        if json_file is not None:
+            report.write_json(result, json_file)
+
+
+def floats(option: str, text: str | None) -> tuple[float, ...]:
+    """Parse `0.485,0.456,0.406`; raises OptionError."""
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise OptionError(f"{option} {text!r} is not understood: write numbers such as 0.485,0.456,0.406.")
+    return values
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", text.lower())
+    if match is None:
+        raise OptionError(f"--resize {text!r} is not understood: write height x width, such as 224x320, or one number.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def check_output(name: str, path: Path, others: Mapping[str, str | Path | None]) -> None:
+    """Refuse, before the work and not after it, a file that can't be written or that is one of `others`."""
+    for other_name, other in others.items():
+        if other is not None and _same_file(path, Path(other)):
+            raise OutputError(f"{name} and {other_name} are the same file, {path}: write to another one.")
+    report.check_writable(path)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return one.samefile(other)
+    return one.resolve() == other.resolve()

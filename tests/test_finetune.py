@@ -23,7 +23,6 @@ from thinet_onnx import graph as graphs  # noqa: E402
 from thinet_onnx import runtime, verify  # noqa: E402
 from thinet_onnx.data import Preprocess, Source, from_arrays, open_source  # noqa: E402
 from thinet_onnx.errors import DataError, ModelError, OptionError  # noqa: E402
-from thinet_onnx.finetune import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
 from thinet_onnx.graph import Graph  # noqa: E402
 from thinet_onnx.images import InputSpec  # noqa: E402
 from thinet_onnx.setting import open_model  # noqa: E402
@@ -32,6 +31,7 @@ from thinet_onnx.torch_twin.check import disagreement  # noqa: E402
 from thinet_onnx.training.feeding import Feeding, Variation, variation  # noqa: E402
 from thinet_onnx.training.losses import Objective, sources  # noqa: E402
 from thinet_onnx.training.losses import Source as Place  # noqa: E402
+from thinet_onnx.tuning import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -278,7 +278,7 @@ from pathlib import Path
 import numpy as np, onnx, torch
 torch.set_num_threads(1)
 from thinet_onnx.data import from_arrays
-from thinet_onnx.finetune import FinetuneOptions, finetune
+from thinet_onnx.tuning import FinetuneOptions, finetune
 from thinet_onnx.setting import open_model
 
 class Mortal:
@@ -575,5 +575,5 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 def test_options_need_no_pytorch() -> None:
-    code = "import sys, thinet_onnx.finetune as f; f.FinetuneOptions(); assert 'torch' not in sys.modules"
+    code = "import sys, thinet_onnx.tuning as f; f.FinetuneOptions(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

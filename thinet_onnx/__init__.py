@@ -26,8 +26,11 @@ from thinet_onnx.options import Method, Reconstruction, Scope
 if TYPE_CHECKING:
     import onnx
 
-    from thinet_onnx.pipeline import Data, PruneResult
+    from thinet_onnx.pipeline import PruneResult
     from thinet_onnx.result import Inspection
+    from thinet_onnx.setting import Data
+    from thinet_onnx.torch_twin import Twin
+    from thinet_onnx.training.options import FinetuneResult
 
 __all__ = [
     "DataError",
@@ -38,8 +41,11 @@ __all__ = [
     "TargetError",
     "ThinetError",
     "__version__",
+    "finetune",
+    "from_torch",
     "inspect",
     "prune",
+    "to_torch",
 ]
 
 
@@ -126,3 +132,84 @@ def inspect(
     from thinet_onnx import pipeline
 
     return pipeline.inspect(model, shapes=dict(shapes or {}), scope=scope)
+
+
+def finetune(
+    pruned: "onnx.ModelProto | str | os.PathLike[str]",
+    teacher: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data",
+    *,
+    samples: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    test_data: "Data" = None,
+    output: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    scale: float | None = None,
+    resize: tuple[int, int] | None = None,
+    **options: Any,
+) -> "FinetuneResult":
+    """Train a pruned network so that it answers as the original does: the command `thinet-onnx finetune` as a function.
+
+    Args:
+        pruned: a path, or a ModelProto (left as it is).
+        teacher: the original.
+        data: what to train on, in any form that `prune` takes.
+        samples: how many of the data to take, at random.
+        shapes: sizes of inputs that the file leaves open.
+        test_data: labelled data, for accuracies.
+        output: where to write the result.
+        state: folder of checkpoints and log.
+        resume: go on from the checkpoint there.
+        mean: with `std`, `scale` and `resize` for uint8 images (see `data.Preprocess`).
+        std: see `mean`.
+        scale: see `mean`.
+        resize: see `mean`.
+        options: the fields of `training.options.FinetuneOptions`: `epochs`, `learning_rate`, `feature_weight`, ….
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from pathlib import Path
+
+    from thinet_onnx import tuning
+    from thinet_onnx.data import Preprocess
+
+    chosen = tuning.FinetuneOptions(**options)
+    pixels = Preprocess(mean=tuple(mean), std=tuple(std), scale=scale, layout=chosen.layout, resize=resize)
+    return tuning.finetune(
+        pruned, teacher, data, chosen, preprocess=pixels, shapes=shapes, samples=samples, test_data=test_data,
+        output=output, folder=None if state is None else Path(state), resume=resume,
+    )  # fmt: skip
+
+
+def to_torch(model: "onnx.ModelProto | str | os.PathLike[str]") -> "Twin":
+    """The model as a torch module: takes the graph's inputs in order, returns its outputs in order; needs PyTorch.
+
+    Raises:
+        ModelError: an operator has no PyTorch twin, or the file can't be read.
+    """
+    from thinet_onnx import torch_twin
+
+    return torch_twin.to_torch(_loaded(model))
+
+
+def from_torch(module: "Twin", model: "onnx.ModelProto | str | os.PathLike[str]") -> "onnx.ModelProto":
+    """A copy of the model with the weights of the module that `to_torch` made of it.
+
+    Raises:
+        ModelError: they don't fit together, or the file can't be read.
+    """
+    from thinet_onnx import torch_twin
+
+    return torch_twin.from_torch(module, _loaded(model))
+
+
+def _loaded(model: "onnx.ModelProto | str | os.PathLike[str]") -> "onnx.ModelProto":
+    from onnx import ModelProto
+
+    from thinet_onnx import graph
+
+    return model if isinstance(model, ModelProto) else graph.load(model)

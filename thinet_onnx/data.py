@@ -24,7 +24,7 @@ from thinet_onnx import images
 from thinet_onnx.errors import DataError, OptionError
 from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Preprocess, check_labels, first_line
 
-__all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "split"]
+__all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "sampled", "split"]
 
 _KINDS = "a folder of images, .npy, .npz or script.py:function"
 _PLAIN = Preprocess()
@@ -58,6 +58,11 @@ class Source(ABC):
         if not len(rows) or (len(rows) > 1 and not self.stackable):
             raise ValueError(f"{len(rows)} rows asked of {self.description} (stackable: {self.stackable})")
         return self._feed([int(row) for row in rows])
+
+    def subset(self, rows: Sequence[int], description: str) -> "Source":
+        """Some of the items, in this order; `description` goes in front of this source's own ("12 of")."""
+        labels = None if self.labels is None else self.labels[list(rows)]
+        return _Regrouped(self, [[int(row)] for row in rows], labels, description)
 
     @abstractmethod
     def _feed(self, rows: list[int]) -> dict[str, Array]:
@@ -98,7 +103,7 @@ def open_source(
         source = _from_table(_read_arrays(text, inputs), inputs, preprocess, text)
     else:
         raise DataError(f"{text} is of no known kind: give {_KINDS}.")
-    return _sampled(source, samples, seed)
+    return sampled(source, samples, seed)[0]
 
 
 def from_arrays(
@@ -122,8 +127,8 @@ def from_arrays(
     if isinstance(data, np.ndarray):
         data = {images.only_input(inputs, origin).name: data}
     if isinstance(data, Mapping):
-        return _sampled(_from_table(data, inputs, preprocess, origin, labels), samples, seed)
-    return _sampled(_from_feeds(data, inputs, preprocess, origin, labels), samples, seed)
+        return sampled(_from_table(data, inputs, preprocess, origin, labels), samples, seed)[0]
+    return sampled(_from_feeds(data, inputs, preprocess, origin, labels), samples, seed)[0]
 
 
 def random_source(inputs: Sequence[InputSpec], *, samples: int, seed: int) -> Source:
@@ -223,12 +228,12 @@ def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _sampled(source: Source, samples: int | None, seed: int) -> Source:
+def sampled(source: Source, samples: int | None, seed: int) -> tuple[Source, list[int]]:
+    """Some items picked at random, in order, and their rows in the source; all of them if there are no more."""
     if samples is None or samples >= len(source):
-        return source
-    rows = np.sort(np.random.default_rng(seed).choice(len(source), samples, replace=False))
-    labels = None if source.labels is None else source.labels[rows]
-    return _Regrouped(source, [[row] for row in rows.tolist()], labels, f"{samples} of")
+        return source, list(range(len(source)))
+    rows = np.sort(np.random.default_rng(seed).choice(len(source), samples, replace=False)).tolist()
+    return source.subset(rows, f"{samples} of"), rows
 
 
 def _grouped(source: Source, inputs: Sequence[InputSpec], origin: str) -> Source:

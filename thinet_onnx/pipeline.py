@@ -6,7 +6,6 @@ read → analyse → observe the original → weigh the groups → allocate → 
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,13 +27,12 @@ from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
 from thinet_onnx.rules import Linear
-from thinet_onnx.setting import Setting, closed_inputs, open_model
+from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
 from thinet_onnx.sweep import Sweep
 from thinet_onnx.temper import Tempered, temper
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
 _TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
@@ -132,11 +130,7 @@ def _open_data(
         )
     if data is None:
         raise OptionError("No calibration data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
-    if isinstance(data, sources.Source):
-        return data
-    if isinstance(data, str | os.PathLike):
-        return sources.open_source(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
-    return sources.from_arrays(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
+    return open_data(data, setting, preprocess, options.samples, options.seed)
 
 
 def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:

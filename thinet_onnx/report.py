@@ -18,16 +18,21 @@ from rich.table import Table
 from rich.text import Text
 
 from thinet_onnx.errors import OutputError
-from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, to_dict
+from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, TuneReport, to_dict
 
 REASON_LINES = 12
 """So many reasons are listed after a run; the rest are counted, and stand in the JSON file."""
 
 
-def render(result: Report | Inspection, console: Console) -> None:
+Result = Report | Inspection | TuneReport
+
+
+def render(result: Result, console: Console) -> None:
     """Print `result` to `console`, as wide as the console is."""
     if isinstance(result, Report):
         _render_report(result, console)
+    elif isinstance(result, TuneReport):
+        _render_tuning(result, console)
     else:
         _render_inspection(result, console)
     for warning in result.warnings:
@@ -35,7 +40,7 @@ def render(result: Report | Inspection, console: Console) -> None:
         _line(console, "WARNING: ", warning, style="bold red")
 
 
-def write_json(result: Report | Inspection, path: str | os.PathLike[str]) -> None:
+def write_json(result: Result, path: str | os.PathLike[str]) -> None:
     """Write `result` as JSON, whole or not at all (a temporary file beside it, renamed at the end).
 
     Numbers that JSON can't hold (NaN, infinity) become null. Raises OutputError if `path` can't be written.
@@ -153,6 +158,45 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
             "–" if row.error is None else f"{row.error:.4f}",
         )
     return table
+
+
+# --- finetune --------------------------------------------------------------------------------------------------------
+
+
+def _render_tuning(report: TuneReport, console: Console) -> None:
+    _line(console, report.pruned, f" → {report.output}" if report.output else "", style="bold")
+    curve = report.finetune
+    first = curve.validations[0]
+    best = next(entry for entry in curve.validations if entry["step"] == curve.best_step)
+    _line(console, f"Trained for {_plural(curve.total, 'step')}: ",
+          f"kept the weights after step {curve.best_step}." if curve.best_step else "nothing got better; the weights are "
+          "those from before.")  # fmt: skip
+    table = _table()
+    table.add_column("", no_wrap=True)
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    held = _plural(report.held, "held-out item")
+    table.add_row("Loss", f"{first['loss']:.4g}", f"{best['loss']:.4g}", f"on {held}")
+    if first["agreement"] is not None:
+        table.add_row("Same top-1", f"{first['agreement']:.1%}", f"{best['agreement']:.1%}", "as the original")
+    after = {row.output: row for row in report.fidelity}
+    for row in report.fidelity_before:
+        now = after[row.output].relative_error
+        table.add_row("Relative error", f"{row.relative_error:.4f}", f"{now:.4f}", Text(f"of {row.output}"))
+    if (scores := report.scores) is not None:
+        note = f"top-1, {scores.samples} samples; the original has {scores.original:.2%}"
+        table.add_row("Accuracy", f"{scores.before:.2%}", f"{scores.after:.2%}", note)
+    _print_table(table, console)
+    console.print()
+    if report.left_out:
+        _line(console, "Trained in part: ", f"no PyTorch twin for {_names(report.left_out, 3)}.", style="bold")
+    _line(
+        console,
+        "Check: ",
+        f"PyTorch and ONNX Runtime differ by at most {report.difference:.1e} (relative) on the result.",
+    )
+    _line(console, f"Took {_seconds(report.seconds)}, seed {report.options['seed']}.")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

@@ -127,7 +127,55 @@ class Report:
     stages: dict[str, float] = field(default_factory=dict)
 
 
-def to_dict(result: Inspection | Report) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scores:
+    """Top-1 accuracy (0..1) on `samples` labelled items: of the original, before training, and after it."""
+
+    original: float
+    before: float
+    after: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class TuneCurve:
+    """How a fine-tuning run went.
+
+    `steps` are (step, mean loss up to it since the entry before), `validations` what `training.options.Validation` holds;
+    `total` steps were taken, the weights that were kept are those after `best_step`.
+    """
+
+    steps: tuple[tuple[int, float], ...]
+    validations: tuple[dict[str, Any], ...]
+    total: int
+    best_step: int
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """The answer of `finetune`: fidelity to the original on `held` items before and after, accuracies, and the way there.
+
+    `difference` is how far PyTorch and ONNX Runtime are apart on the result, relative to its largest output; `left_out`
+    names operators without a PyTorch twin.
+    """
+
+    pruned: str
+    teacher: str
+    output: str | None
+    finetune: TuneCurve
+    fidelity_before: tuple[Fidelity, ...]
+    fidelity: tuple[Fidelity, ...]
+    held: int
+    scores: Scores | None
+    difference: float
+    left_out: tuple[str, ...]
+    seconds: float
+    options: dict[str, Any]
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+def to_dict(result: Inspection | Report | TuneReport) -> dict[str, Any]:
     """Plain lists, dicts and numbers; `plan` in the form of `PrunePlan.to_dict`."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result), default=str))
     if isinstance(result, Report):

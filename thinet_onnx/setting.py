@@ -1,17 +1,22 @@
 """A model made ready for a run: its graph, what it takes, what looks odd about the file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
+from thinet_onnx import data as sources
 from thinet_onnx import external
 from thinet_onnx import graph as graphs
 from thinet_onnx.data import InputSpec
 from thinet_onnx.errors import ModelError, OptionError
 from thinet_onnx.prepare import prepare
+
+Array = np.ndarray[Any, Any]
+Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
 
 @dataclass
@@ -61,6 +66,23 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
     specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
     size, beside = (external.size(proto), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
     return Setting(proto, name, graph, specs, warnings, complaint is None, size, beside)
+
+
+def open_data(
+    data: Data, setting: Setting, preprocess: sources.Preprocess, samples: int | None, seed: int
+) -> sources.Source:
+    """Data for a model, whatever form it comes in.
+
+    Raises:
+        OptionError: there is none; DataError: it doesn't fit the model.
+    """
+    if data is None:
+        raise OptionError("No data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
+    if isinstance(data, sources.Source):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return sources.open_source(data, setting.inputs, preprocess, samples=samples, seed=seed)
+    return sources.from_arrays(data, setting.inputs, preprocess, samples=samples, seed=seed)
 
 
 def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> InputSpec:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import inspect, prune
+from thinet_onnx.cli import finetune, inspect, prune
 
 app = typer.Typer(
     add_completion=False,
@@ -45,5 +45,9 @@ def _root(
     """Make convolutional ONNX networks smaller: take out the channels that the next layers can do without."""
 
 
-for _command, _example in ((prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE)):
+for _command, _example in (
+    (prune.prune, prune.EXAMPLE),
+    (finetune.finetune, finetune.EXAMPLE),
+    (inspect.inspect, inspect.EXAMPLE),
+):
     app.command(epilog=f"Example: {_example}")(_command)

@@ -16,7 +16,6 @@ from thinet_onnx import report
 from thinet_onnx.cli.bars import Bars
 from thinet_onnx.errors import OptionError, OutputError, ThinetError
 from thinet_onnx.options import Progress, Scope, Silent
-from thinet_onnx.result import Inspection, Report
 
 if TYPE_CHECKING:
     from thinet_onnx.data import Preprocess
@@ -94,7 +93,7 @@ def watched(quiet: bool) -> Iterator[Progress]:
         progress.close()
 
 
-def show(result: Report | Inspection, json_file: Path | None, quiet: bool = False) -> None:
+def show(result: report.Result, json_file: Path | None, quiet: bool = False) -> None:
     """Print a result, and write it as JSON if a file is named."""
     try:
         if not quiet:

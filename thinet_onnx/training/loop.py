@@ -70,6 +70,7 @@ class Loop:
         self.step = 0
         self._averaged: Kept = {name: w.detach().clone() for name, w in self._weights.items()} if options.ema else {}
         self.validations: list[Validation] = []
+        self.losses: list[float] = []
         self._best: Kept = {}
 
     def run(self, folder: Folder, progress: Progress, state: State | None) -> None:
@@ -84,9 +85,10 @@ class Loop:
         every = self._options.validate_every or self._feeding.steps
         while self.step < self.total and not self._stale():
             parts = self._advance()
+            self.losses.append(sum(parts.values()))
             progress.advance()
             folder.log(self.step, epoch=(self.step - 1) // self._feeding.steps, rate=self._rate(self.step - 1),
-                       loss=sum(parts.values()), parts=parts)  # fmt: skip
+                       loss=self.losses[-1], parts=parts)  # fmt: skip
             if self.step % every == 0 or self.step == self.total:
                 self._validate(folder)
                 folder.save(self._state())
@@ -216,6 +218,7 @@ class Loop:
         return {
             "step": self.step, "twin": self._current(), "optimizer": self._optimizer.state_dict(),
             "averaged": self._averaged, "best": self._best, "validations": [asdict(v) for v in self.validations],
+            "losses": self.losses,
         }  # fmt: skip
 
     def _restore(self, state: State) -> None:
@@ -225,6 +228,7 @@ class Loop:
         device = self._processes.device
         self._averaged = {name: value.to(device) for name, value in state["averaged"].items()}
         self._best = state["best"]
+        self.losses = state["losses"]
         self.validations = [Validation(**entry) for entry in state["validations"]]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from thinet_onnx import budget
+from thinet_onnx import budget, presets
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
-from thinet_onnx.errors import TargetError
+from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.options import Progress, PruneOptions
 from thinet_onnx.trial import Trial
@@ -69,6 +69,10 @@ def decide(
     choices = [_choices(analysis, g, options.round_to, g in candidates) for g in range(len(sizes))]
     if options.keep is not None:
         return Decision(budget.uniform(sizes, choices, options.keep), {}, None)
+    if options.widths is not None:
+        return Decision(_given(analysis, options.widths), {}, None)
+    if options.preset == "thinet-conv":
+        return Decision(presets.thinet_conv(analysis, choices, candidates), {}, None)
     assert options.target is not None
     cost = analysis.macs if options.target.kind == "macs" else analysis.params
     unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
@@ -90,6 +94,20 @@ def decide(
             "(a smaller --round-to allows more)"
         )
     return Decision(widths, sensitivity, remark)
+
+
+def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
+    """Widths by the names of groups."""
+    found = {group.name: group for group in analysis.groups}
+    for name, width in wanted.items():
+        if name not in found:
+            raise OptionError(f"widths: there is no group {name!r} that could be cut; the inspect command lists them.")
+        if not found[name].floor <= width <= found[name].size:
+            raise OptionError(
+                f"widths: {name!r} has {found[name].size} channels, of which {width} can't be kept; "
+                f"{found[name].floor} is the least."
+            )
+    return [wanted.get(group.name, group.size) for group in analysis.groups]
 
 
 def _choices(analysis: Analysis, group: int, round_to: int | None, candidate: bool) -> list[int]:

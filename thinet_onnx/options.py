@@ -1,6 +1,7 @@
 """What can be asked for: the options of a run as frozen data, and the parsing of their spelling on a command line."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -9,9 +10,11 @@ from thinet_onnx.errors import OptionError
 Method = Literal["obs", "thinet", "thinet-omp", "thinet-sampled", "weight-sum", "apoz", "random"]
 Reconstruction = Literal["joint", "full", "scale", "none"]
 Scope = Literal["inner", "all"]
+Preset = Literal["thinet-conv"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 RECONSTRUCTIONS: tuple[str, ...] = get_args(Reconstruction)
+PRESETS: tuple[str, ...] = get_args(Preset)
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -73,9 +76,10 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """Every choice of a run but the model and the data. Exactly one of `target` and `keep` is set.
+    """Every choice of a run but the model and the data. Exactly one of `target`, `keep`, `widths` and `preset` is set.
 
-    `keep` is the share of channels kept in each group (the paper's r). `reconstruct` None means the method's own: the
+    `keep` is the share of channels kept in each group (the paper's r), `widths` the number kept in the groups that it names
+    (those it doesn't name stay whole), `preset` a published recipe (see `presets`). `reconstruct` None is the method's own: the
     papers' scale for `thinet-sampled` and `thinet-omp`, for all others a full refit of the layers that read cut channels,
     and jointly with it of those that make them. `method` None means `obs` before a full refit, else `thinet`.
     `round_to` is the multiple that widths are rounded to; None picks it by the width of the group. `include` and `exclude`
@@ -85,6 +89,8 @@ class PruneOptions:
 
     target: Target | None = None
     keep: float | None = None
+    widths: Mapping[str, int] | None = None
+    preset: Preset | None = None
     method: Method | None = None
     reconstruct: Reconstruction | None = None
     scope: Scope = "inner"
@@ -94,6 +100,15 @@ class PruneOptions:
     samples: int | None = None
     seed: int = 0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> str:
+        """What is to remain, in a few words."""
+        if self.target is not None:
+            return str(self.target)
+        if self.keep is not None:
+            return f"keep={self.keep:g}"
+        return f"preset={self.preset}" if self.preset is not None else "widths"
 
     @property
     def reconstruction(self) -> Reconstruction:
@@ -111,8 +126,10 @@ class PruneOptions:
         return self.reconstruction in ("joint", "full")
 
     def __post_init__(self) -> None:
-        if (self.target is None) == (self.keep is None):
-            raise OptionError("Say either --target (such as macs=50%) or --keep (such as 0.5), one of the two.")
+        if sum(choice is not None for choice in (self.target, self.keep, self.widths, self.preset)) != 1:
+            raise OptionError("Say either --target (such as macs=50%), --keep (such as 0.5) or --preset, one of them.")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise OptionError(f"--preset {self.preset!r} is unknown: choose one of {', '.join(PRESETS)}.")
         if self.keep is not None and not 0 < self.keep < 1:
             raise OptionError(f"--keep {self.keep:g}: the share of channels to keep must lie between 0 and 1.")
         for option, value, choices in (

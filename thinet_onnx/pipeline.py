@@ -6,6 +6,7 @@ read → analyse → observe the original → weigh the groups → allocate → 
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx import external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
-from thinet_onnx.choose import Chooser, Rebuilt
-from thinet_onnx.consumers import collect
+from thinet_onnx.choose import Chooser, Rebuilt, View
+from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.decide import Decision, decide, why_not
 from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
@@ -25,7 +26,7 @@ from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, lo
 from thinet_onnx.labels import Ids
 from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
+from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
 from thinet_onnx.sweep import Sweep
@@ -82,6 +83,7 @@ def prune(
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    work: "Callable[[Run], Outcome] | None" = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -94,6 +96,7 @@ def prune(
         test_data: labelled data for accuracy before and after; the calibration data's own labels otherwise.
         output: where to write the result; nothing is written otherwise.
         progress: who is told how far the run is.
+        work: what is done in place of `Run.work`.
 
     Raises:
         ThinetError: see `errors`.
@@ -110,9 +113,9 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = _Run(setting, source, options, progress)
+    run = Run(setting, source, options, progress)
     try:
-        result = run.work()
+        result = work(run) if work is not None else run.work()
         report = _report(run, result, test, random_data, output, started)
     finally:
         progress.close()
@@ -138,7 +141,7 @@ def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:
     return [source.batch(rows[:count]) for count in ((1, 2) if source.stackable and len(rows) > 1 else (1,))]
 
 
-class _Run:
+class Run:
     """The steps of one run; what one leaves for the next is kept here.
 
     `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
@@ -163,8 +166,8 @@ class _Run:
         """Feeds of some samples, in batches."""
         return [self.source.batch(rows[start : start + self.size]) for start in range(0, len(rows), self.size)]
 
-    def work(self) -> "_Outcome":
-        """Observe, decide, prune, cut, verify."""
+    def settle(self) -> "Settled":
+        """Observe, and decide on widths."""
         options, analysis = self.options, self.analysis
         consumers = collect(analysis)
         chooser = Chooser(analysis, consumers, options)
@@ -176,13 +179,18 @@ class _Run:
         feeds = self.batches(self.fit)
         sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
         views = sweep.survey(candidates)
-        decision = decide(self.model, chooser, views, candidates, feeds, self.progress)
-        kept, rebuilt = sweep.prune(views, decision.widths)
-        plan = make_plan(analysis, kept)
+        return Settled(sweep, views, decide(self.model, chooser, views, candidates, feeds, self.progress))
+
+    def work(self) -> "Outcome":
+        """Observe, decide, prune, cut, verify."""
+        settled = self.settle()
+        decision = settled.decision
+        kept, rebuilt = settled.sweep.prune(settled.views, decision.widths)
+        plan = make_plan(self.analysis, kept)
         self.progress.start("Cutting and verifying", 4)
         tempered = None
-        if options.reconstruction != "none":
-            columns = partial(chooser.columns, kept=dict(enumerate(kept)))
+        if self.options.reconstruction != "none":
+            columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
             tempered = temper(self.model, rebuilt, columns, self.batches(self.held))
             rebuilt = tempered.rebuilt
         self.progress.advance()
@@ -195,7 +203,7 @@ class _Run:
         rebuilt: list[Rebuilt],
         decision: Decision,
         tempered: Tempered | None,
-    ) -> "_Outcome":
+    ) -> "Outcome":
         """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
         model, analysis = self.setting.model, self.analysis
         check = [self.source.batch([row]) for row in self.held[:4]]
@@ -219,7 +227,7 @@ class _Run:
         if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
             raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
         wide = surgery.refit(surgery.apply(self.model, plan), cut)
-        return _Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
+        return Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
 
 
 def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:
@@ -231,9 +239,21 @@ def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: sur
     return surgery.Refit(refit.node, refit.weight_operand, weight, refit.bias_operand, bias)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What `Run.settle` ends with: the passes, what they saw of the original, and the widths."""
+
+    sweep: Sweep
+    views: dict[Consumer, View]
+    decision: Decision
+
+
 @dataclass
-class _Outcome:
-    """What `_Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error."""
+class Outcome:
+    """What `Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error.
+
+    `tuned` is the curve of a training that came after.
+    """
 
     model: onnx.ModelProto
     twin: onnx.ModelProto
@@ -242,10 +262,11 @@ class _Outcome:
     decision: Decision
     oracle_error: float
     tempered: Tempered | None
+    tuned: TuneCurve | None = None
 
 
 def _report(
-    run: _Run, outcome: _Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
+    run: Run, outcome: Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
     started: float,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell."""
@@ -277,7 +298,7 @@ def _report(
         model=setting.name, output=None if output is None else str(output),
         before=Size(round(analysis.macs.total(sizes)), round(analysis.params.total(sizes)), setting.bytes),
         after=Size(round(analysis.macs.total(widths)), round(analysis.params.total(widths)), size),
-        target=str(options.target) if options.target is not None else f"keep={options.keep:g}",
+        target=options.wanted,
         target_met=outcome.decision.remark is None,
         latency=Latency(slow, fast, _batch_of(single), runs), fidelity=near, accuracy=accuracy,
         channels_before=analysis.channels, channels_after=kept_channels,
@@ -287,6 +308,7 @@ def _report(
         options=dataclasses.asdict(options)
         | {"method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description},
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
+        finetune=outcome.tuned,
     )  # fmt: skip
 
 
@@ -295,7 +317,7 @@ def _batch_of(feeds: Feeds) -> int:
     return int(first.shape[0]) if first.ndim else 1
 
 
-def _accuracy(run: _Run, pruned: onnx.ModelProto, test: sources.Source | None) -> Accuracy | None:
+def _accuracy(run: Run, pruned: onnx.ModelProto, test: sources.Source | None) -> Accuracy | None:
     """Top-1 accuracy on the test data, or on the held-out calibration data if that has labels."""
     source, rows = (run.source, run.held) if test is None else (test, list(range(len(test))))
     if source.labels is None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thinet_onnx.errors import OutputError
-from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, TuneReport, to_dict
+from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, TuneCurve, TuneReport, to_dict
 
 REASON_LINES = 12
 """So many reasons are listed after a run; the rest are counted, and stand in the JSON file."""
@@ -91,6 +91,9 @@ def _render_report(report: Report, console: Console) -> None:
     if report.groups:
         title = "Channel groups, and the relative error left in the layers that read them"
         _print_table(_groups(report.groups), console, title)
+    if report.finetune is not None:
+        console.print()
+        _tuning_line(report.finetune, console)
     _print_not_pruned("Not pruned", report.not_pruned, console, REASON_LINES)
     console.print()
     if not math.isnan(report.oracle_error):
@@ -166,11 +169,8 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
 def _render_tuning(report: TuneReport, console: Console) -> None:
     _line(console, report.pruned, f" → {report.output}" if report.output else "", style="bold")
     curve = report.finetune
-    first = curve.validations[0]
-    best = next(entry for entry in curve.validations if entry["step"] == curve.best_step)
-    _line(console, f"Trained for {_plural(curve.total, 'step')}: ",
-          f"kept the weights after step {curve.best_step}." if curve.best_step else "nothing got better; the weights are "
-          "those from before.")  # fmt: skip
+    _tuning_line(curve, console)
+    first, best = curve.first, curve.best
     table = _table()
     table.add_column("", no_wrap=True)
     for heading in ("before", "after"):
@@ -197,6 +197,14 @@ def _render_tuning(report: TuneReport, console: Console) -> None:
         f"PyTorch and ONNX Runtime differ by at most {report.difference:.1e} (relative) on the result.",
     )
     _line(console, f"Took {_seconds(report.seconds)}, seed {report.options['seed']}.")
+
+
+def _tuning_line(curve: TuneCurve, console: Console) -> None:
+    kept = (
+        f"kept the weights after step {curve.best_step}" if curve.best_step else "nothing got better, so none was kept"
+    )
+    losses = f"loss {curve.first['loss']:.4g} → {curve.best['loss']:.4g} on held-out items"
+    _line(console, "Fine-tuned: ", f"{_plural(curve.total, 'step')}, {kept}; {losses}.", style="bold")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

@@ -101,6 +101,40 @@ class Inspection:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Top-1 accuracy (0..1) on `samples` labelled items: of the original, before training, and after it."""
+
+    original: float
+    before: float
+    after: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class TuneCurve:
+    """How a fine-tuning run went.
+
+    `steps` are (step, mean loss up to it since the entry before), `validations` what `training.options.Validation` holds;
+    `total` steps were taken, the weights that were kept are those after `best_step`.
+    """
+
+    steps: tuple[tuple[int, float], ...]
+    validations: tuple[dict[str, Any], ...]
+    total: int
+    best_step: int
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The validation before the first step."""
+        return self.validations[0]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The validation of the weights that were kept."""
+        return next(entry for entry in self.validations if entry["step"] == self.best_step)
+
+
+@dataclass(frozen=True)
 class Report:
     """The answer of `prune`."""
 
@@ -125,30 +159,7 @@ class Report:
     plan: PrunePlan
     warnings: tuple[str, ...] = ()
     stages: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Top-1 accuracy (0..1) on `samples` labelled items: of the original, before training, and after it."""
-
-    original: float
-    before: float
-    after: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class TuneCurve:
-    """How a fine-tuning run went.
-
-    `steps` are (step, mean loss up to it since the entry before), `validations` what `training.options.Validation` holds;
-    `total` steps were taken, the weights that were kept are those after `best_step`.
-    """
-
-    steps: tuple[tuple[int, float], ...]
-    validations: tuple[dict[str, Any], ...]
-    total: int
-    best_step: int
+    finetune: TuneCurve | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`thinet-onnx prune`."""
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
@@ -8,6 +9,7 @@ from thinet_onnx.cli.shared import (
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    TRAIN,
     WHAT,
     Data,
     Debug,
@@ -26,7 +28,8 @@ from thinet_onnx.cli.shared import (
     option,
 )
 from thinet_onnx.errors import OptionError, OutputError
-from thinet_onnx.options import Method, PruneOptions, Reconstruction, Target, parse_shapes
+from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Target, parse_shapes
+from thinet_onnx.training.options import FinetuneOptions
 
 DEFAULT_TARGET = "macs=50%"
 EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
@@ -54,6 +57,10 @@ def prune(
         option(WHAT, "KIND=SIZE", "What remains: macs=50%, params=50%, macs=2.0G.", default=DEFAULT_TARGET),
     ] = None,
     keep: Annotated[float | None, option(WHAT, "SHARE", "In place of --target: the same share per layer.")] = None,
+    preset: Annotated[
+        Preset | None,
+        option(WHAT, "thinet-conv", "In place of --target: half of all layers but the last stage's.", default="none"),
+    ] = None,
     scope: Scopes = "inner",
     include: Annotated[list[str] | None, option(WHAT, "REGEX", "Prune matching nodes only; repeatable.")] = None,
     exclude: Annotated[list[str] | None, option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
@@ -71,6 +78,14 @@ def prune(
         ),
     ] = None,
     seed: Annotated[int, option(HOW, "N", "Seed of all that is random.")] = 0,
+    finetune_epochs: Annotated[int, option(TRAIN, "N", "Train so long at the end, on all of --data.")] = 0,
+    finetune_per_layer: Annotated[
+        int, option(TRAIN, "N", "Prune group by group, and train so long after each (the paper's loop).")
+    ] = 0,
+    finetune: Annotated[
+        list[str] | None,
+        option(TRAIN, "OPTION=VALUE", "How, as finetune has it: learning-rate=1e-4; repeatable.", default="its own"),
+    ] = None,
     test_data: Annotated[
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
@@ -81,8 +96,9 @@ def prune(
     """Take channels out of MODEL and write the smaller network to OUTPUT."""
     with shared.one_line_errors(debug):
         options = PruneOptions(
-            target=Target.parse(target or DEFAULT_TARGET) if target or keep is None else None,
+            target=Target.parse(target or DEFAULT_TARGET) if target or (keep is None and preset is None) else None,
             keep=keep,
+            preset=preset,
             method=method,
             reconstruct=reconstruct,
             scope=scope,
@@ -93,6 +109,15 @@ def prune(
             seed=seed,
             shapes=parse_shapes(shape or []),
         )
+        schedule = None
+        if finetune_epochs or finetune_per_layer:
+            schedule = (finetune_epochs, finetune_per_layer, tune_options(finetune or [], seed=seed, layout=layout))
+            if random_data:
+                raise OptionError("--finetune-epochs and --random-data contradict each other: noise teaches nothing.")
+        elif finetune:
+            raise OptionError(
+                "--finetune says how to train: say how long, with --finetune-epochs or --finetune-per-layer."
+            )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         if not data and not random_data:
             raise OptionError(NO_DATA)
@@ -106,17 +131,38 @@ def prune(
         if json_file is not None:
             shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
 
-        from thinet_onnx import pipeline  # noqa: PLC0415
-
         with shared.watched(quiet) as progress:
-            result = pipeline.prune(
-                model,
-                data,
-                options,
-                preprocess=pixels,
-                random_data=random_data,
-                test_data=test_data,
-                output=output,
-                progress=progress,
-            )
+            common: dict[str, Any] = {
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+            }  # fmt: skip
+            if schedule is None:
+                from thinet_onnx import pipeline  # noqa: PLC0415
+
+                result = pipeline.prune(model, data, options, random_data=random_data, **common)
+            else:
+                from thinet_onnx import rounds  # noqa: PLC0415
+
+                result = rounds.prune(model, data, options, rounds.Schedule(*schedule), **common)
         shared.show(result.report, json_file, quiet)
+
+
+def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:
+    """Parse `OPTION=VALUE` for fields of FinetuneOptions that are a number, a word or on/off; raises OptionError."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(FinetuneOptions)}
+    kinds |= {"learning_rate": float, "steps": int, "validate_every": int, "loss": str, "trainable_from": str}
+    simple = {name: kind for name, kind in kinds.items() if kind in (int, float, str, bool) and name != "epochs"}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        kind = simple.get(name)
+        try:
+            if kind is None or not equals:
+                raise ValueError
+            found[name] = {"on": True, "off": False}[value] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            names = ", ".join(entry.replace("_", "-") for entry in sorted(simple))
+            raise OptionError(
+                f"--finetune {text!r} is not understood: write OPTION=VALUE (on or off for a switch); options are {names}."
+            ) from None
+    return FinetuneOptions(**(others | found))

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 EXAMPLE_DATA = "--data models/fashion_calibration.npz --mean 0.286 --std 0.353"
 
-DATA, PIXELS, WHAT, HOW, REPORT = (
+DATA, PIXELS, WHAT, HOW, TRAIN, REPORT = (
     "Calibration data",
     "Images (folders, and arrays of uint8): (pixel × scale − mean) / std",
     "What to remove",
     "How to remove it",
+    "Fine-tuning (needs PyTorch)",
     "Checking and reporting",
 )
 

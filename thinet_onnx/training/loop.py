@@ -179,9 +179,12 @@ class Loop:
                     for some in self._pieces(self._processes.share(rows)):
                         feeds = self._data.batch(some)
                         student, teacher = self._student(feeds), self._teacher(feeds)
+                        agreed += torch.tensor(self._objective.agreeing(student, teacher), device=agreed.device)
+                        if self._options.mix:  # the loss is of what is trained, always the same mixtures
+                            feeds = self._feeding.feeds(some, 0)
+                            student, teacher = self._student(feeds), self._teacher(feeds)
                         for name, value in self._objective.parts(student, teacher, self._batch(feeds, some)).items():
                             sums[name] += len(some) / len(self._held) * value
-                        agreed += torch.tensor(self._objective.agreeing(student, teacher), device=agreed.device)
             self._processes.add_up([*sums.values(), agreed])
             parts = {name: float(value) for name, value in sums.items()}
             agreement = int(agreed[0]) / int(agreed[1]) if agreed[1] else None

@@ -101,13 +101,15 @@ class Compiled:
         key = (torch.is_grad_enabled(), *(tuple(value.shape) for value in inputs.values()))
         weights, buffers = dict(self._twin.named_parameters()), dict(self._twin.named_buffers())
         if key not in self._programs:
-            traced = make_fx(self._called)(weights, buffers, inputs)
-            self._programs[key] = torch.compile(traced)
+            self._programs[key] = torch.compile(make_fx(self._function())(weights, buffers, inputs))
         return self._programs[key](weights, buffers, inputs)
 
-    def _called(self, weights: Tensors, buffers: Tensors, inputs: Tensors) -> tuple[Tensor, ...]:
-        found = functional_call(self._twin, {**weights, **buffers}, tuple(inputs.values()))
-        return found if isinstance(found, tuple) else (found,)
+    def _function(self) -> Callable[[Tensors, Tensors, Tensors], tuple[Tensor, ...]]:
+        def run(weights: Tensors, buffers: Tensors, inputs: Tensors) -> tuple[Tensor, ...]:
+            found = functional_call(self._twin, {**weights, **buffers}, tuple(inputs.values()))
+            return found if isinstance(found, tuple) else (found,)
+
+        return run
 
 
 class Teacher:

@@ -41,11 +41,11 @@ class FinetuneOptions:
     Where: `precision` bf16 multiplies in 16 bits with 32-bit weights (auto: on a GPU that can), `compile` uses
     `torch.compile`, `channels_last` keeps channels innermost.
 
-    On what: items are mirrored (`flip`, half of them) and shifted by up to `crop` pixels if their input is an image of
-    `layout`; `held_out` is the share that is never trained on, 1,024 items at most. After each epoch, or every
-    `validate_every` steps, the loss on it is taken, and the best weights are kept; `patience` validations without a better
-    one end the run (0: never). A checkpoint is written at every validation and every `checkpoint_every` steps (0: not in
-    between).
+    On what: items are mirrored (`flip`, half of them), shifted by up to `crop` pixels and mixed in pairs (`mix`, this share
+    of them) if their input is an image of `layout`; `held_out` is the share that is never trained on, 1,024 items at most.
+    After each epoch, or every `validate_every` steps, the loss on it is taken (mixed where training mixes), and the best
+    weights are kept; `patience` validations without a better one end the run (0: never). A checkpoint is written at every
+    validation and every `checkpoint_every` steps (0: not in between).
 
     Raises OptionError for a value that can't be used.
     """
@@ -71,6 +71,7 @@ class FinetuneOptions:
     trainable_from: str | None = None
     flip: bool = False
     crop: int = 0
+    mix: float = 0.0
     layout: Layout = "auto"
     batch_norm: BatchNorm = "frozen"
     device: Device = "auto"
@@ -89,6 +90,17 @@ class FinetuneOptions:
                 raise OptionError(
                     f"{_flag(name)} {getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
                 )
+        self._check_ranges()
+        if self.mix and self.label_weight:
+            raise OptionError("--mix and --label-weight contradict each other: a mixed image has no label.")
+        if self.compile and self.batch_norm == "learned":
+            raise OptionError("--compile and --batch-norm learned don't go together: leave one of them out.")
+        if self.rate <= 0 or self.temperature <= 0:
+            raise OptionError("The learning rate and the temperature must be positive.")
+        if not (self.distill or self.feature_weight or self.label_weight or self.loss):
+            raise OptionError("Nothing is to be learned: give one of distill, feature_weight, label_weight and loss.")
+
+    def _check_ranges(self) -> None:
         for name in ("epochs", "steps", "batch", "validate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -99,15 +111,11 @@ class FinetuneOptions:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must not be negative.")
+        if not 0 <= self.mix <= 1:
+            raise OptionError(f"--mix {self.mix:g}: the share of images to mix must lie between 0 and 1.")
         for name in ("momentum", "warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must lie between 0 and 1, 1 excluded.")
-        if self.compile and self.batch_norm == "learned":
-            raise OptionError("--compile and --batch-norm learned don't go together: leave one of them out.")
-        if self.rate <= 0 or self.temperature <= 0:
-            raise OptionError("The learning rate and the temperature must be positive.")
-        if not (self.distill or self.feature_weight or self.label_weight or self.loss):
-            raise OptionError("Nothing is to be learned: give one of distill, feature_weight, label_weight and loss.")
 
     @property
     def rate(self) -> float:

@@ -24,11 +24,13 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("thinet-picks", {"method": "thinet"}),
     ("uniform-widths", {"keep": SEARCH}),
     ("no-rounding", {"round_to": 1}),
+    ("branches-may-go", {"drop_branches": True}),
+    ("cut-consumers-only", {"reconstruct": "full", "without": "only-cut-layers"}),
     ("sampled-picks", {"method": "thinet-sampled", "reconstruct": "full"}),
     ("weight-sum-picks", {"method": "weight-sum"}),
     ("apoz-picks", {"method": "apoz"}),
     ("random-picks", {"method": "random"}),
-    *((name, {"without": name}) for name in ablation.SWITCHES),
+    *((name, {"without": name}) for name in ablation.SWITCHES if name != "only-cut-layers"),
     ("thinet-2017", {"method": "thinet-sampled", "reconstruct": "scale", "keep": SEARCH}),
 )
 """(name, fields of PruneOptions to change, or the ingredient to go `without`). All but the first and the last change one

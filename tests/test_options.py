@@ -70,8 +70,8 @@ def test_shapes_that_are_not_understood(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either --target .* or --keep"),
-        ({"target": HALF, "keep": 0.5}, "either --target .* or --keep"),
+        ({}, "either --target .*, --keep .* or --preset"),
+        ({"target": HALF, "keep": 0.5}, "either --target .*, --keep .* or --preset"),
         ({"keep": 0.0}, "--keep 0: "),
         ({"keep": 1.0}, "--keep 1: "),
         ({"keep": float("nan")}, "--keep nan"),

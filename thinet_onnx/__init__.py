@@ -21,7 +21,7 @@ from thinet_onnx.errors import (
     TargetError,
     ThinetError,
 )
-from thinet_onnx.options import Method, Reconstruction, Scope
+from thinet_onnx.options import Method, Preset, Reconstruction, Scope
 
 if TYPE_CHECKING:
     import onnx
@@ -61,6 +61,8 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     round_to: int | None = None,
+    drop_branches: bool = False,
+    preset: Preset | None = None,
     samples: int | None = None,
     seed: int = 0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -83,6 +85,8 @@ def prune(
         include: regular expressions; only groups of matching nodes are pruned.
         exclude: regular expressions; groups of matching nodes are left whole.
         round_to: multiple that widths are rounded to; by default by the width of the group.
+        drop_branches: residual branches may lose all their channels.
+        preset: in place of `target`, a published recipe: `thinet-conv`.
         samples: how many of the data to take, at random.
         seed: of all that is random.
         shapes: sizes of inputs that the file leaves open.
@@ -101,12 +105,12 @@ def prune(
     from thinet_onnx.data import Preprocess
     from thinet_onnx.options import PruneOptions, Target
 
-    if target is None and keep is None:
+    if target is None and keep is None and preset is None:
         target = "macs=50%"
     options = PruneOptions(
         target=None if target is None else Target.parse(target), keep=keep, method=method, reconstruct=reconstruct,
         scope=scope, include=tuple(include), exclude=tuple(exclude), round_to=round_to, samples=samples, seed=seed,
-        shapes=dict(shapes or {}),
+        drop_branches=drop_branches, preset=preset, shapes=dict(shapes or {}),
     )  # fmt: skip
     return pipeline.prune(
         model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output

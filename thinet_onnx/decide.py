@@ -66,7 +66,7 @@ def decide(
     """
     analysis, options = chooser.analysis, chooser.options
     sizes = analysis.sizes
-    choices = [_choices(analysis, g, options.round_to, g in candidates) for g in range(len(sizes))]
+    choices = [_choices(analysis, g, options, g in candidates) for g in range(len(sizes))]
     if options.keep is not None:
         return Decision(budget.uniform(sizes, choices, options.keep), {}, None)
     if options.widths is not None:
@@ -110,11 +110,13 @@ def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
     return [wanted.get(group.name, group.size) for group in analysis.groups]
 
 
-def _choices(analysis: Analysis, group: int, round_to: int | None, candidate: bool) -> list[int]:
+def _choices(analysis: Analysis, group: int, options: PruneOptions, candidate: bool, finer: int = 1) -> list[int]:
+    """Widths that a group may have, ascending; `finer` divides the step that they are rounded to by default."""
     entry = analysis.groups[group]
     if not candidate:
         return [entry.size]
-    return budget.widths(entry.size, entry.floor, round_to or budget.default_step(entry.size))
+    floor = entry.floor if options.drop_branches else max(entry.floor, 1)
+    return budget.widths(entry.size, floor, options.round_to or max(1, budget.default_step(entry.size) // finer))
 
 
 def _land(
@@ -131,10 +133,7 @@ def _land(
     cost = analysis.macs if options.target.kind == "macs" else analysis.params
     divisor = 2
     while options.round_to is None and limit - cost.total(widths) > _LANDING * base and divisor <= 8:
-        finer = [
-            _choices(analysis, g, max(1, budget.default_step(size) // divisor), g in candidates)
-            for g, size in enumerate(analysis.sizes)
-        ]
+        finer = [_choices(analysis, g, options, g in candidates, divisor) for g in range(len(analysis.sizes))]
         widths = list(widths)
         budget.give_back(widths, analysis.sizes, finer, curves, cost, limit)
         divisor *= 2

@@ -82,6 +82,7 @@ class PruneOptions:
     (those it doesn't name stay whole), `preset` a published recipe (see `presets`). `reconstruct` None is the method's own: the
     papers' scale for `thinet-sampled` and `thinet-omp`, for all others a full refit of the layers that read cut channels,
     and jointly with it of those that make them. `method` None means `obs` before a full refit, else `thinet`.
+    With `drop_branches` a residual branch may lose all its channels, where that serves the target best.
     `round_to` is the multiple that widths are rounded to; None picks it by the width of the group. `include` and `exclude`
     are regular expressions searched in node names: a group is left whole if one of its producers is excluded or, with
     `include`, none is included.
@@ -97,6 +98,7 @@ class PruneOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     round_to: int | None = None
+    drop_branches: bool = False
     samples: int | None = None
     seed: int = 0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

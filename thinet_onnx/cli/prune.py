@@ -65,6 +65,7 @@ def prune(
     include: Annotated[list[str] | None, option(WHAT, "REGEX", "Prune matching nodes only; repeatable.")] = None,
     exclude: Annotated[list[str] | None, option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
     round_to: Annotated[int | None, option(WHAT, "N", "Keep multiples of N channels.", default="by width")] = None,
+    drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
     method: Annotated[
         Method | None,
         option(
@@ -105,6 +106,7 @@ def prune(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             round_to=round_to,
+            drop_branches=drop_branches,
             samples=samples,
             seed=seed,
             shapes=parse_shapes(shape or []),

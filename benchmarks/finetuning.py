@@ -4,10 +4,10 @@
         --train cifar10_train.npz --test data/cifar10_test.npz --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 \
         --rows none scale full joint --epochs 0 1 3 --images 10000 --finetune flip=on crop=4 [--json FILE]
 
-A row is a way of this package to reconstruct (`none`, `scale`, `full`, `joint`) or the name of a peer (`peers.py`; takes onnxsim,
-torch and torch-pruning): all are trained by `thinet_onnx.finetune` with the same options on the same images, without labels.
-`--images` takes so many of the training images at random, so that an epoch is a pass over these. `tools/cifar10.py` makes the
-file of all training images. Calibration and pruning are those of `accuracy.py`, seed 0.
+A row is a way of this package to reconstruct (`none`, `scale`, `full`, `joint`) or the name of a peer (`peers.py`; takes
+onnxsim, torch and torch-pruning): all are trained by `thinet_onnx.finetune` with the same options on the same images,
+without labels. `--images` takes so many of the training images at random, so that an epoch is a pass over these.
+`tools/cifar10.py` makes the file of all training images. Calibration and pruning are those of `accuracy.py`, seed 0.
 """
 
 import argparse

@@ -56,11 +56,11 @@ def test_a_warm_up_lasts_as_long_as_it_is_told_to() -> None:
 
 @pytest.mark.parametrize(
     ("runs", "seconds", "rounds"),
-    [(7, None, 7), (None, 1.0, 10), (7, 0.5, 5), (7, 0.65, 7), (None, 0.2, 5), (2, 10.0, 2), (100, 1.0, 10)],
+    [(7, None, 7), (None, 1.25, 10), (7, 0.625, 5), (7, 1.0, 7), (None, 0.25, 5), (2, 10.0, 2), (100, 1.25, 10)],
 )
 def test_what_ends_a_measurement(runs: int | None, seconds: float | None, rounds: int) -> None:
     clock = Clock()
-    (times,) = interleaved([clock.program("a", lambda _: 0.1)], runs=runs, seconds=seconds, warm_up=0.0, clock=clock)
+    (times,) = interleaved([clock.program("a", lambda _: 0.125)], runs=runs, seconds=seconds, warm_up=0.0, clock=clock)
     assert len(times) == rounds
 
 

@@ -4,7 +4,7 @@
     result = thinet_onnx.prune("model.onnx", "calibration.npz", target="macs=50%")
     onnx.save(result.model, "smaller.onnx")
 
-`prune` and `inspect` take a path or an `onnx.ModelProto`. The command line is `thinet-onnx`.
+`prune`, `inspect`, `bench` and `verify_pruned` take paths or `onnx.ModelProto`s. The command line is `thinet-onnx`.
 """
 
 import os
@@ -26,8 +26,10 @@ from thinet_onnx.options import Method, Reconstruction, Scope
 if TYPE_CHECKING:
     import onnx
 
+    from thinet_onnx.check_options import EngineName, Precision
     from thinet_onnx.pipeline import Data, PruneResult
     from thinet_onnx.result import Inspection
+    from thinet_onnx.speed_result import BenchReport
 
 __all__ = [
     "DataError",
@@ -38,6 +40,7 @@ __all__ = [
     "TargetError",
     "ThinetError",
     "__version__",
+    "bench",
     "inspect",
     "prune",
 ]
@@ -126,3 +129,47 @@ def inspect(
     from thinet_onnx import pipeline
 
     return pipeline.inspect(model, shapes=dict(shapes or {}), scope=scope)
+
+
+def bench(
+    *models: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data" = None,
+    batches: Sequence[int] = (),
+    engines: "Sequence[EngineName]" = ("ort",),
+    precision: "Precision" = "fp32",
+    threads: int = 0,
+    runs: int | None = None,
+    seconds: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    **pixels: Any,
+) -> "BenchReport":
+    """How long models take, measured side by side: the command `thinet-onnx bench` as a function.
+
+    Args:
+        models: paths or ModelProtos; the first is what the others are compared with.
+        data: inputs, in any form that `prune` takes; noise by default.
+        batches: batch sizes; by default the first model's own, 1 where it is open.
+        engines: `ort`, `openvino`, `tensorrt`.
+        precision: `fp32` leaves the types as the file has them; some engines can convert.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        runs: of each model at most; 500 if neither `runs` nor `seconds` is given.
+        seconds: for an engine and batch size at most; 10 if neither is given.
+        samples: how many of the data to take, at random.
+        seed: of all that is random.
+        shapes: sizes of inputs that a file leaves open.
+        pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from thinet_onnx import speed
+    from thinet_onnx.check_options import BenchOptions
+    from thinet_onnx.data import Preprocess
+
+    options = BenchOptions(
+        batches=tuple(batches), engines=tuple(engines), precision=precision, threads=threads, runs=runs, seconds=seconds,
+        samples=samples, seed=seed, shapes=dict(shapes or {}),
+    )  # fmt: skip
+    return speed.bench(models, data, options, preprocess=Preprocess(**pixels))

@@ -27,6 +27,16 @@ def parse_batches(texts: list[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
+def parse_engines(option: str, texts: list[str]) -> tuple[EngineName, ...]:
+    """Read `--engine ort,openvino` (several times), in the order given, each engine once.
+
+    Raises OptionError for an unknown name.
+    """
+    names = tuple(dict.fromkeys(part.strip() for text in texts for part in text.split(",")))
+    _check_names(option, names, ENGINES)
+    return names  # type: ignore[return-value]
+
+
 def _check_names(option: str, names: tuple[str, ...], choices: tuple[str, ...]) -> None:
     for name in names:
         if name not in choices:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import inspect, prune
+from thinet_onnx.cli import bench, inspect, prune
 
 app = typer.Typer(
     add_completion=False,
@@ -45,5 +45,7 @@ def _root(
     """Make convolutional ONNX networks smaller: take out the channels that the next layers can do without."""
 
 
-for _command, _example in ((prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE)):
+for _command, _example in (
+    (prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE), (bench.bench, bench.EXAMPLE)
+):  # fmt: skip
     app.command(epilog=f"Example: {_example}")(_command)

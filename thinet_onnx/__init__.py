@@ -26,6 +26,7 @@ from thinet_onnx.options import Method, Reconstruction, Scope
 if TYPE_CHECKING:
     import onnx
 
+    from thinet_onnx.acceptance.result import VerifyReport
     from thinet_onnx.check_options import EngineName, Precision
     from thinet_onnx.pipeline import Data, PruneResult
     from thinet_onnx.result import Inspection
@@ -43,6 +44,7 @@ __all__ = [
     "bench",
     "inspect",
     "prune",
+    "verify_pruned",
 ]
 
 
@@ -173,3 +175,59 @@ def bench(
         samples=samples, seed=seed, shapes=dict(shapes or {}),
     )  # fmt: skip
     return speed.bench(models, data, options, preprocess=Preprocess(**pixels))
+
+
+def verify_pruned(
+    pruned: "onnx.ModelProto | str | os.PathLike[str]",
+    reference: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data",
+    *,
+    batches: Sequence[int] = (),
+    engines: "Sequence[EngineName]" = (),
+    precision: "Precision" = "fp32",
+    tolerance: float | None = None,
+    max_error: float | None = None,
+    min_agreement: float | None = None,
+    threads: int = 0,
+    samples: int | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    random_data: bool = False,
+    **pixels: Any,
+) -> "VerifyReport":
+    """Whether a pruned model can take the original's place: the command `thinet-onnx verify` as a function.
+
+    Args:
+        pruned: a path, or a ModelProto.
+        reference: the model it was made from.
+        data: inputs to compare them on, in any form that `prune` takes; labels among them give accuracies.
+        batches: sizes to try; by default 1, 2 and 8, or the file's own where its shapes fix it.
+        engines: those that the file is to be ready for: `ort`, `openvino`, `tensorrt`.
+        precision: what it will be computed in there; `fp32` leaves the types as the file has them.
+        tolerance: how far an engine may be from ONNX Runtime, relative to the largest value; by default by precision.
+        max_error: bar for the relative error of every output.
+        min_agreement: bar for the share of inputs with the same top-1, 0..1.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        samples: how many of the data to take, at random.
+        seed: of all that is random.
+        shapes: sizes of inputs that the files leave open.
+        random_data: compare on noise, with `data` None; the report warns.
+        pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
+
+    Returns:
+        the report; `passed` says whether all checks did, `failures` which didn't.
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from thinet_onnx import acceptance
+    from thinet_onnx.check_options import VerifyOptions
+    from thinet_onnx.data import Preprocess
+
+    options = VerifyOptions(
+        batches=tuple(batches), engines=tuple(engines), precision=precision, tolerance=tolerance, max_error=max_error,
+        min_agreement=min_agreement, threads=threads, samples=samples, seed=seed, shapes=dict(shapes or {}),
+    )  # fmt: skip
+    return acceptance.verify_pruned(
+        pruned, reference, data, options, preprocess=Preprocess(**pixels), random_data=random_data
+    )

@@ -10,6 +10,9 @@ from thinet_onnx.errors import OptionError
 EngineName = Literal["ort", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
+CALLED: dict[EngineName, str] = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+"""What people call the engines."""
+
 ENGINES: tuple[str, ...] = get_args(EngineName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
@@ -93,13 +96,14 @@ class BenchOptions:
 class VerifyOptions:
     """Every choice of `verify` but the files and the data.
 
-    `batches` are tried where the file's shapes allow. `max_error` bounds the relative error of every output, 0..∞;
-    `min_agreement` the share of inputs with the same top-1 in every output that looks like class scores, 0..1.
-    `engines` are those that the file is to be ready for, `precision` the one it will run at there, `tolerance` how far an
-    engine may be from ONNX Runtime (relative to the largest value of an output; None takes it by precision).
+    `batches` are tried; empty means 1, 2 and 8, or the file's own where its shapes fix it. `max_error` bounds the relative
+    error of every output, 0..∞; `min_agreement` the share of inputs with the same top-1 in every output that looks like
+    class scores, 0..1. `engines` are those that the file is to be ready for, `precision` the one it will run at there,
+    `tolerance` how far an engine may be from ONNX Runtime (relative to the largest value of an output; None takes it by
+    precision).
     """
 
-    batches: tuple[int, ...] = (1, 2, 8)
+    batches: tuple[int, ...] = ()
     engines: tuple[EngineName, ...] = ()
     precision: Precision = "fp32"
     tolerance: float | None = None

@@ -53,8 +53,8 @@ class Subject:
         fixed = [spec.shape[0] for spec in self.setting.inputs if spec.shape and spec.shape[0] is not None]
         return given[0] if given else 1 if self.open_inputs or not fixed else int(fixed[0] or 1)
 
-    def feeds(self, batch: int, seed: int = 0) -> list[Feeds]:
-        """Feeds of `batch` items: several different ones of the data, or one of noise.
+    def feeds(self, batch: int, seed: int = 0, most: int = _FEEDS) -> list[Feeds]:
+        """Feeds of `batch` items: up to `most` different ones of the data, or one of noise.
 
         Raises:
             WrongBatchError: the file or the data can't have this batch size.
@@ -64,7 +64,7 @@ class Subject:
             raise WrongBatchError(f"it takes batches of {self.own_batch} only (input {fixed})")
         if self.source is None:
             return [sources.random_source(self._specs(batch), samples=1, seed=seed).batch([0])]
-        return [self.source.batch(rows) for rows in self._rows(self.source, batch)]
+        return [self.source.batch(rows) for rows in self._rows(self.source, batch, most)]
 
     def _specs(self, batch: int) -> list[InputSpec]:
         free = {spec.name for spec in self.open_inputs}
@@ -73,13 +73,13 @@ class Subject:
             for spec in closed_inputs(self.setting, self.shapes)
         ]
 
-    def _rows(self, source: sources.Source, batch: int) -> list[list[int]]:
+    def _rows(self, source: sources.Source, batch: int, most: int) -> list[list[int]]:
         """Rows of the data for each feed; the data begins anew where it ends."""
         each = batch if self.open_inputs else 1  # an item of data for a file of batch B is B rows
         if each > 1 and not source.stackable:
             raise WrongBatchError(f"the data can't be joined into batches ({source.description})")
         elements = sum(array.size for array in source.batch([0]).values()) * each
-        count = max(1, min(_FEEDS, math.ceil(len(source) / each), _ELEMENTS // max(elements, 1)))
+        count = max(1, min(most, math.ceil(len(source) / each), _ELEMENTS // max(elements, 1)))
         return [[(number * each + place) % len(source) for place in range(each)] for number in range(count)]
 
 

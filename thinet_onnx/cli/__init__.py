@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import bench, inspect, prune
+from thinet_onnx.cli import bench, inspect, prune, verify
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +46,7 @@ def _root(
 
 
 for _command, _example in (
-    (prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE), (bench.bench, bench.EXAMPLE)
+    (prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE), (verify.verify, verify.EXAMPLE),
+    (bench.bench, bench.EXAMPLE),
 ):  # fmt: skip
     app.command(epilog=f"Example: {_example}")(_command)

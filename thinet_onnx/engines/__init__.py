@@ -9,14 +9,9 @@ from thinet_onnx.engines.openvino import OpenVino
 from thinet_onnx.engines.ort import OnnxRuntime
 from thinet_onnx.engines.tensorrt import TensorRT
 
-__all__ = ["Engine", "Program", "make", "missing", "name_of"]
+__all__ = ["Engine", "Program", "make", "missing"]
 
 _ADAPTERS = {adapter.name: adapter for adapter in (OnnxRuntime, OpenVino, TensorRT)}
-
-
-def name_of(engine: EngineName) -> str:
-    """What people call an engine."""
-    return _ADAPTERS[engine].called
 
 
 def missing(engine: EngineName) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from thinet_onnx.check_options import EngineName, Precision
+from thinet_onnx.check_options import CALLED, EngineName, Precision
 from thinet_onnx.engines import base
 from thinet_onnx.engines.base import Array, Feeds, Shape
 from thinet_onnx.errors import ModelError, OptionError
@@ -27,7 +27,7 @@ class OpenVino:
     """
 
     name: ClassVar[EngineName] = "openvino"
-    called: ClassVar[str] = "OpenVINO"
+    called: ClassVar[str] = CALLED["openvino"]
 
     def __init__(self, precision: Precision = "fp32", threads: int = 0) -> None:
         if (complaint := self.missing()) is not None:

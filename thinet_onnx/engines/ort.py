@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import onnx
 
 from thinet_onnx import runtime
-from thinet_onnx.check_options import EngineName, Precision
+from thinet_onnx.check_options import CALLED, EngineName, Precision
 from thinet_onnx.engines.base import Array, Feeds, Shape
 from thinet_onnx.errors import OptionError
 
@@ -15,7 +15,7 @@ class OnnxRuntime:
     """The CPU provider, at the types of the file."""
 
     name: ClassVar[EngineName] = "ort"
-    called: ClassVar[str] = "ONNX Runtime"
+    called: ClassVar[str] = CALLED["ort"]
 
     def __init__(self, precision: Precision = "fp32", threads: int = 0) -> None:
         if precision != "fp32":

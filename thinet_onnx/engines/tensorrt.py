@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from thinet_onnx.check_options import EngineName, Precision
+from thinet_onnx.check_options import CALLED, EngineName, Precision
 from thinet_onnx.engines import base
 from thinet_onnx.engines.base import Array, Feeds, Shape
 from thinet_onnx.errors import ModelError, OptionError
@@ -24,7 +24,7 @@ class TensorRT:
     """
 
     name: ClassVar[EngineName] = "tensorrt"
-    called: ClassVar[str] = "TensorRT"
+    called: ClassVar[str] = CALLED["tensorrt"]
 
     def __init__(self, precision: Precision = "fp32", threads: int = 0) -> None:  # noqa: ARG002
         if (complaint := self.missing()) is not None:

@@ -124,7 +124,7 @@ def _before_after(report: Report) -> Table:
     table.add_row("Channels", str(channels[0]), str(channels[1]), tables.share(channels[1], channels[0]), pruned)
     if (accuracy := report.accuracy) is not None:
         points = 100 * (accuracy.after - accuracy.before)
-        note = f"{points:+.2f} points (top-1, {accuracy.samples} samples)".replace("-", "−", 1)
+        note = f"{points:+.2f}".replace("-", "−") + f" points (top-1, {accuracy.samples} samples)"
         table.add_row("Accuracy", f"{accuracy.before:.2%}", f"{accuracy.after:.2%}", "", note)
     return table
 

@@ -44,7 +44,7 @@ def _inference(model: onnx.ModelProto) -> str | None:
         return None  # too large for it; ONNX Runtime infers the same shapes when it loads the file
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         return " ".join(str(error).split())[:300]
     return None
 

@@ -831,3 +831,23 @@ class TestSplit:
     def test_share_outside(self, held_out):
         with fails("between 0 and 1", error=OptionError):
             split(random_source(VECTOR, samples=4, seed=0), held_out, 0)
+
+
+class TestTitle:
+    """What an item is called in a list of the worst."""
+
+    def test_files_have_their_path_and_rows_their_number(self, tmp_path):
+        for name in "ab":
+            save(tmp_path / f"{name}.png", pixels(8, 6, 3))
+        folder = open_source(tmp_path, RGB)
+        assert [folder.title(row) for row in range(2)] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+        rows = from_arrays(np.zeros((4, 3, 8, 6), np.float32), RGB)
+        assert rows.title(3) == "sample 3"
+
+    def test_what_was_drawn_or_grouped_is_called_as_before(self):
+        array = np.zeros((9, 3, 8, 6), np.float32)
+        drawn = from_arrays(array, RGB, samples=3, seed=1)
+        wanted = np.sort(np.random.default_rng(1).choice(9, 3, replace=False))
+        assert [drawn.title(row) for row in range(3)] == [f"sample {row}" for row in wanted]
+        grouped = from_arrays(array, [InputSpec("x", (4, 3, 8, 6), FLOAT)])
+        assert [grouped.title(row) for row in range(2)] == ["sample 0 to sample 3", "sample 4 to sample 7"]

@@ -4,7 +4,7 @@
     result = thinet_onnx.prune("model.onnx", "calibration.npz", target="macs=50%")
     onnx.save(result.model, "smaller.onnx")
 
-`prune` and `inspect` take a path or an `onnx.ModelProto`. The command line is `thinet-onnx`.
+`prune`, `inspect`, `bench` and `verify_pruned` take paths or `onnx.ModelProto`s. The command line is `thinet-onnx`.
 """
 
 import os
@@ -26,9 +26,12 @@ from thinet_onnx.options import Method, Preset, Reconstruction, Scope
 if TYPE_CHECKING:
     import onnx
 
+    from thinet_onnx.acceptance.result import VerifyReport
+    from thinet_onnx.check_options import EngineName, Precision
     from thinet_onnx.pipeline import PruneResult
     from thinet_onnx.result import Inspection
     from thinet_onnx.setting import Data
+    from thinet_onnx.speed_result import BenchReport
     from thinet_onnx.torch_twin import Twin
     from thinet_onnx.training.options import FinetuneResult
 
@@ -41,11 +44,13 @@ __all__ = [
     "TargetError",
     "ThinetError",
     "__version__",
+    "bench",
     "finetune",
     "from_torch",
     "inspect",
     "prune",
     "to_torch",
+    "verify_pruned",
 ]
 
 
@@ -217,3 +222,103 @@ def _loaded(model: "onnx.ModelProto | str | os.PathLike[str]") -> "onnx.ModelPro
     from thinet_onnx import graph
 
     return model if isinstance(model, ModelProto) else graph.load(model)
+
+
+def bench(
+    *models: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data" = None,
+    batches: Sequence[int] = (),
+    engines: "Sequence[EngineName]" = ("ort",),
+    precision: "Precision" = "fp32",
+    threads: int = 0,
+    runs: int | None = None,
+    seconds: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    **pixels: Any,
+) -> "BenchReport":
+    """How long models take, measured side by side: the command `thinet-onnx bench` as a function.
+
+    Args:
+        models: paths or ModelProtos; the first is what the others are compared with.
+        data: inputs, in any form that `prune` takes; noise by default.
+        batches: batch sizes; by default the first model's own, 1 where it is open.
+        engines: `ort`, `openvino`, `tensorrt`.
+        precision: `fp32` leaves the types as the file has them; some engines can convert.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        runs: of each model at most; 500 if neither `runs` nor `seconds` is given.
+        seconds: for an engine and batch size at most; 10 if neither is given.
+        samples: how many of the data to take, at random.
+        seed: of all that is random.
+        shapes: sizes of inputs that a file leaves open.
+        pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from thinet_onnx import speed
+    from thinet_onnx.check_options import BenchOptions
+    from thinet_onnx.data import Preprocess
+
+    options = BenchOptions(
+        batches=tuple(batches), engines=tuple(engines), precision=precision, threads=threads, runs=runs, seconds=seconds,
+        samples=samples, seed=seed, shapes=dict(shapes or {}),
+    )  # fmt: skip
+    return speed.bench(models, data, options, preprocess=Preprocess(**pixels))
+
+
+def verify_pruned(
+    pruned: "onnx.ModelProto | str | os.PathLike[str]",
+    reference: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data",
+    *,
+    batches: Sequence[int] = (),
+    engines: "Sequence[EngineName]" = (),
+    precision: "Precision" = "fp32",
+    tolerance: float | None = None,
+    max_error: float | None = None,
+    min_agreement: float | None = None,
+    threads: int = 0,
+    samples: int | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    random_data: bool = False,
+    **pixels: Any,
+) -> "VerifyReport":
+    """Whether a pruned model can take the original's place: the command `thinet-onnx verify` as a function.
+
+    Args:
+        pruned: a path, or a ModelProto.
+        reference: the model it was made from.
+        data: inputs to compare them on, in any form that `prune` takes; labels among them give accuracies.
+        batches: sizes to try; by default 1, 2 and 8, or the file's own where its shapes fix it.
+        engines: those that the file is to be ready for: `ort`, `openvino`, `tensorrt`.
+        precision: what it will be computed in there; `fp32` leaves the types as the file has them.
+        tolerance: how far an engine may be from ONNX Runtime, relative to the largest value; by default by precision.
+        max_error: bar for the relative error of every output.
+        min_agreement: bar for the share of inputs with the same top-1, 0..1.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        samples: how many of the data to take, at random.
+        seed: of all that is random.
+        shapes: sizes of inputs that the files leave open.
+        random_data: compare on noise, with `data` None; the report warns.
+        pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
+
+    Returns:
+        the report; `passed` says whether all checks did, `failures` which didn't.
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from thinet_onnx import acceptance
+    from thinet_onnx.check_options import VerifyOptions
+    from thinet_onnx.data import Preprocess
+
+    options = VerifyOptions(
+        batches=tuple(batches), engines=tuple(engines), precision=precision, tolerance=tolerance, max_error=max_error,
+        min_agreement=min_agreement, threads=threads, samples=samples, seed=seed, shapes=dict(shapes or {}),
+    )  # fmt: skip
+    return acceptance.verify_pruned(
+        pruned, reference, data, options, preprocess=Preprocess(**pixels), random_data=random_data
+    )

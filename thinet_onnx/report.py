@@ -1,7 +1,6 @@
 """Show what a run did: tables for people (rich, to any console) and JSON for programs.
 
-Every figure comes from the `Report` or `Inspection`, or is the ratio of two that do. Names of nodes and files are put
-in as plain text: a name such as `conv[0]` must not be read as markup.
+Every figure comes from the `Report` or `Inspection`, or is the ratio of two that do.
 """
 
 import json
@@ -11,23 +10,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from thinet_onnx import tables
 from thinet_onnx.errors import OutputError
-from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, TuneCurve, TuneReport, to_dict
+from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, Result, TuneCurve, TuneReport, to_dict
 
 REASON_LINES = 12
 """So many reasons are listed after a run; the rest are counted, and stand in the JSON file."""
 
 
-Result = Report | Inspection | TuneReport
-
-
-def render(result: Result, console: Console) -> None:
+def render(result: Report | Inspection | TuneReport, console: Console) -> None:
     """Print `result` to `console`, as wide as the console is."""
     if isinstance(result, Report):
         _render_report(result, console)
@@ -37,7 +33,7 @@ def render(result: Result, console: Console) -> None:
         _render_inspection(result, console)
     for warning in result.warnings:
         console.print()
-        _line(console, "WARNING: ", warning, style="bold red")
+        tables.line(console, "WARNING: ", warning, style="bold red")
 
 
 def write_json(result: Result, path: str | os.PathLike[str]) -> None:
@@ -82,34 +78,36 @@ def _lists_on_one_line(text: str) -> str:
 
 
 def _render_report(report: Report, console: Console) -> None:
-    _line(console, report.model, f" → {report.output}" if report.output else "", style="bold")
-    _line(console, f"Target {report.target}: ", "reached" if report.target_met else "NOT reached (see below)")
-    _print_table(_before_after(report), console)
+    tables.line(console, report.model, f" → {report.output}" if report.output else "", style="bold")
+    tables.line(console, f"Target {report.target}: ", "reached" if report.target_met else "NOT reached (see below)")
+    tables.print_table(_before_after(report), console)
     if report.fidelity:
         title = "Outputs compared with the original's, on samples that were not used to fit"
-        _print_table(_fidelity(report.fidelity), console, title)
+        tables.print_table(_fidelity(report.fidelity), console, title)
     if report.groups:
         title = "Channel groups, and the relative error left in the layers that read them"
-        _print_table(_groups(report.groups), console, title)
+        tables.print_table(_groups(report.groups), console, title)
     if report.finetune is not None:
         console.print()
         _tuning_line(report.finetune, console)
     _print_not_pruned("Not pruned", report.not_pruned, console, REASON_LINES)
     console.print()
     if not math.isnan(report.oracle_error):
-        _line(
+        tables.line(
             console,
             "Check: ",
             f"cut without refitting, the file differs by at most {report.oracle_error:.1e} (relative) from the original"
             " with the removed channels zeroed.",
         )
-    stages = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in report.stages.items())
-    _line(console, f"Took {_seconds(report.seconds)}", f" ({stages})" if stages else "", f", seed {report.seed}.")
+    stages = ", ".join(f"{name} {tables.seconds(seconds)}" for name, seconds in report.stages.items())
+    tables.line(
+        console, f"Took {tables.seconds(report.seconds)}", f" ({stages})" if stages else "", f", seed {report.seed}."
+    )
 
 
 def _before_after(report: Report) -> Table:
     before, after = report.before, report.after
-    table = _table()
+    table = tables.table()
     table.add_column("", no_wrap=True)
     for heading in ("before", "after", "remains"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -119,23 +117,25 @@ def _before_after(report: Report) -> Table:
         ("Parameters", before.params, after.params, ""),
         ("File size", before.bytes, after.bytes, "B"),
     ):
-        table.add_row(label, _short(old, unit), _short(new, unit), _share(new, old), "")
+        table.add_row(label, tables.short(old, unit), tables.short(new, unit), tables.share(new, old), "")
     if (latency := report.latency) is not None:
         old_ms, new_ms = latency.before_ms, latency.after_ms
-        note = f"{_speed(old_ms, new_ms)} (batch {latency.batch}, median of {latency.runs})"
-        table.add_row("Latency", _milliseconds(old_ms), _milliseconds(new_ms), _share(new_ms, old_ms), note)
+        note = f"{tables.speed(old_ms, new_ms)} (batch {latency.batch}, median of {latency.runs})"
+        table.add_row(
+            "Latency", tables.milliseconds(old_ms), tables.milliseconds(new_ms), tables.share(new_ms, old_ms), note
+        )
     channels = report.channels_before, report.channels_after
     pruned = f"{channels[0] - channels[1]} of {channels[0]} pruned"
-    table.add_row("Channels", str(channels[0]), str(channels[1]), _share(channels[1], channels[0]), pruned)
+    table.add_row("Channels", str(channels[0]), str(channels[1]), tables.share(channels[1], channels[0]), pruned)
     if (accuracy := report.accuracy) is not None:
         points = 100 * (accuracy.after - accuracy.before)
-        note = f"{points:+.2f} points (top-1, {accuracy.samples} samples)".replace("-", "−", 1)
+        note = f"{points:+.2f}".replace("-", "−") + f" points (top-1, {accuracy.samples} samples)"
         table.add_row("Accuracy", f"{accuracy.before:.2%}", f"{accuracy.after:.2%}", "", note)
     return table
 
 
 def _fidelity(rows: Sequence[Fidelity]) -> Table:
-    table = _table()
+    table = tables.table()
     table.add_column("output", overflow="fold")
     for heading in ("cosine", "relative error", "same top-1", "samples"):
         table.add_column(heading, justify="right")
@@ -146,7 +146,7 @@ def _fidelity(rows: Sequence[Fidelity]) -> Table:
 
 
 def _groups(groups: Sequence[GroupRow]) -> Table:
-    table = _table()
+    table = tables.table()
     table.add_column("group", overflow="fold")
     table.add_column("read by", overflow="fold")
     table.add_column("channels", justify="right", no_wrap=True)
@@ -155,9 +155,9 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
     for row in groups:
         table.add_row(
             Text(row.name),
-            _cell(row.consumers),
+            tables.cell(row.consumers),
             f"{row.before} → {row.after}",
-            _share(row.after, row.before, 0),
+            tables.share(row.after, row.before, 0),
             "–" if row.error is None else f"{row.error:.4f}",
         )
     return table
@@ -167,16 +167,16 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
 
 
 def _render_tuning(report: TuneReport, console: Console) -> None:
-    _line(console, report.pruned, f" → {report.output}" if report.output else "", style="bold")
+    tables.line(console, report.pruned, f" → {report.output}" if report.output else "", style="bold")
     curve = report.finetune
     _tuning_line(curve, console)
     first, best = curve.first, curve.best
-    table = _table()
+    table = tables.table()
     table.add_column("", no_wrap=True)
     for heading in ("before", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    held = _plural(report.held, "held-out item")
+    held = tables.plural(report.held, "held-out item")
     table.add_row("Loss", f"{first['loss']:.4g}", f"{best['loss']:.4g}", f"on {held}")
     if first["agreement"] is not None:
         table.add_row("Same top-1", f"{first['agreement']:.1%}", f"{best['agreement']:.1%}", "as the original")
@@ -187,16 +187,18 @@ def _render_tuning(report: TuneReport, console: Console) -> None:
     if (scores := report.scores) is not None:
         note = f"top-1, {scores.samples} samples; the original has {scores.original:.2%}"
         table.add_row("Accuracy", f"{scores.before:.2%}", f"{scores.after:.2%}", note)
-    _print_table(table, console)
+    tables.print_table(table, console)
     console.print()
     if report.left_out:
-        _line(console, "Trained in part: ", f"no PyTorch twin for {_names(report.left_out, 3)}.", style="bold")
-    _line(
+        tables.line(
+            console, "Trained in part: ", f"no PyTorch twin for {tables.names(report.left_out, 3)}.", style="bold"
+        )
+    tables.line(
         console,
         "Check: ",
         f"PyTorch and ONNX Runtime differ by at most {report.difference:.1e} (relative) on the result.",
     )
-    _line(console, f"Took {_seconds(report.seconds)}, seed {report.options['seed']}.")
+    tables.line(console, f"Took {tables.seconds(report.seconds)}, seed {report.options['seed']}.")
 
 
 def _tuning_line(curve: TuneCurve, console: Console) -> None:
@@ -204,34 +206,36 @@ def _tuning_line(curve: TuneCurve, console: Console) -> None:
         f"kept the weights after step {curve.best_step}" if curve.best_step else "nothing got better, so none was kept"
     )
     losses = f"loss {curve.first['loss']:.4g} → {curve.best['loss']:.4g} on held-out items"
-    _line(console, "Fine-tuned: ", f"{_plural(curve.total, 'step')}, {kept}; {losses}.", style="bold")
+    tables.line(console, "Fine-tuned: ", f"{tables.plural(curve.total, 'step')}, {kept}; {losses}.", style="bold")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
 
 
 def _render_inspection(found: Inspection, console: Console) -> None:
-    _line(console, found.model, style="bold")
-    table = _table()
+    tables.line(console, found.model, style="bold")
+    table = tables.table()
     table.add_column("", no_wrap=True)
     table.add_column("all", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    removable = f"{found.removable} ({_share(found.removable, found.channels)}) can be removed"
-    table.add_row("Channels", str(found.channels), f"{removable}, in {_plural(len(found.groups), 'group')}")
-    reachable = f"{_short(found.macs_removable)} ({_share(found.macs_removable, found.macs)}) can be removed"
-    table.add_row("MACs", _short(found.macs), reachable)
-    table.add_row("Parameters", _short(found.params), "")
-    _print_table(table, console)
+    removable = f"{found.removable} ({tables.share(found.removable, found.channels)}) can be removed"
+    table.add_row("Channels", str(found.channels), f"{removable}, in {tables.plural(len(found.groups), 'group')}")
+    reachable = (
+        f"{tables.short(found.macs_removable)} ({tables.share(found.macs_removable, found.macs)}) can be removed"
+    )
+    table.add_row("MACs", tables.short(found.macs), reachable)
+    table.add_row("Parameters", tables.short(found.params), "")
+    tables.print_table(table, console)
     if found.groups:
-        table = _table()
+        table = tables.table()
         table.add_column("made by", overflow="fold")
         table.add_column("read by", overflow="fold")
         table.add_column("channels", justify="right", no_wrap=True)
         table.add_column("MACs at\nstake", justify="right")
         for row in found.groups:
-            made_by, read_by = _cell(row.producers or (row.name,)), _cell(row.consumers)
-            table.add_row(made_by, read_by, str(row.before), _short(row.macs))
-        _print_table(table, console, "Channel groups: what is cut from one member is cut from all of them")
+            made_by, read_by = tables.cell(row.producers or (row.name,)), tables.cell(row.consumers)
+            table.add_row(made_by, read_by, str(row.before), tables.short(row.macs))
+        tables.print_table(table, console, "Channel groups: what is cut from one member is cut from all of them")
     _print_not_pruned("Can't be pruned", found.not_pruned, console, None)
 
 
@@ -251,75 +255,12 @@ def _print_not_pruned(title: str, rows: Iterable[NotPruned], console: Console, l
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for reason, producers in ranked[:shown]:
-        names = _names(tuple(producers), 3 if limit else len(producers))
+        names = tables.names(tuple(producers), 3 if limit else len(producers))
         cell = Text.assemble(reason, (f" ({names})", "dim"))
-        grid.add_row(_plural(sum(producers.values()), "channel"), cell)
+        grid.add_row(tables.plural(sum(producers.values()), "channel"), cell)
     if hidden := ranked[shown:]:
         channels = sum(sum(producers.values()) for _, producers in hidden)
-        grid.add_row(_plural(channels, "channel"), f"for {len(hidden)} more reasons, see --json")
+        grid.add_row(tables.plural(channels, "channel"), f"for {len(hidden)} more reasons, see --json")
     console.print()
-    _line(console, title, style="bold")
+    tables.line(console, title, style="bold")
     console.print(Padding(grid, (0, 0, 0, 2)))
-
-
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, padding=(0, 1))
-
-
-def _print_table(table: Table, console: Console, title: str = "") -> None:
-    """The table under its title; the title is no part of it, so that a narrow table doesn't wrap it."""
-    console.print()
-    if title:
-        _line(console, title, style="bold")
-    console.print(table)
-
-
-def _line(console: Console, *parts: str, style: str = "") -> None:
-    """One paragraph of plain text; the first part carries the style."""
-    console.print(Text.assemble((parts[0], style), *parts[1:]), soft_wrap=False)
-
-
-def _cell(names: Sequence[str]) -> Text:
-    """Names for a column of a table, two lines of them at most."""
-    return Text("\n".join(names) if len(names) <= 2 else f"{names[0]}\nand {len(names) - 1} more")
-
-
-def _names(names: Sequence[str], limit: int) -> str:
-    """`a, b and 3 more`."""
-    if len(names) <= limit + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:limit])} and {len(names) - limit} more"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _share(part: float, whole: float, digits: int = 1) -> str:
-    return f"{part / whole:.{digits}%}" if whole else "–"
-
-
-def _short(value: float, unit: str = "") -> str:
-    """Three figures and a decimal prefix: 41234567 is `41.2 M`."""
-    prefix = ""
-    for larger in ("k", "M", "G", "T"):
-        if abs(value) < 999.5:
-            break
-        value, prefix = value / 1000, larger
-    digits = 0 if not prefix or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60} s"
-
-
-def _speed(before: float, after: float) -> str:
-    """How the time changed, in words: `1.52× faster`."""
-    if not before or not after:
-        return "not measurable"
-    return f"{before / after:.2f}× faster" if before >= after else f"{after / before:.2f}× slower"

@@ -7,9 +7,14 @@ milliseconds for one run at `Latency.batch`; sizes are bytes.
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from thinet_onnx.plan import PrunePlan
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Result: TypeAlias = "DataclassInstance"  # the answer of any command
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ class TuneReport:
     warnings: tuple[str, ...] = ()
 
 
-def to_dict(result: Inspection | Report | TuneReport) -> dict[str, Any]:
+def to_dict(result: Result) -> dict[str, Any]:
     """Plain lists, dicts and numbers; `plan` in the form of `PrunePlan.to_dict`."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(result), default=str))
     if isinstance(result, Report):

@@ -21,8 +21,12 @@ Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | I
 
 @dataclass
 class Setting:
-    """A model made ready: its graph, what it takes, what is known of it, and what looks odd about the file."""
+    """A model made ready: its graph, what it takes, what is known of it, and what looks odd about the file.
 
+    `read` is the file as it was read, `model` what is analysed and cut (see `prepare`); often they are one object.
+    """
+
+    read: onnx.ModelProto
     model: onnx.ModelProto
     name: str
     graph: graphs.Graph
@@ -65,7 +69,7 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
         raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
     specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
     size, beside = (external.size(proto), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
-    return Setting(proto, name, graph, specs, warnings, complaint is None, size, beside)
+    return Setting(read, proto, name, graph, specs, warnings, complaint is None, size, beside)
 
 
 def open_data(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import finetune, inspect, prune
+from thinet_onnx.cli import bench, finetune, inspect, prune, verify
 
 app = typer.Typer(
     add_completion=False,
@@ -48,6 +48,8 @@ def _root(
 for _command, _example in (
     (prune.prune, prune.EXAMPLE),
     (finetune.finetune, finetune.EXAMPLE),
+    (verify.verify, verify.EXAMPLE),
+    (bench.bench, bench.EXAMPLE),
     (inspect.inspect, inspect.EXAMPLE),
 ):
     app.command(epilog=f"Example: {_example}")(_command)

@@ -4,10 +4,10 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from thinet_onnx import report
 from thinet_onnx.cli.bars import Bars
 from thinet_onnx.errors import OptionError, OutputError, ThinetError
 from thinet_onnx.options import Progress, Scope, Silent
+from thinet_onnx.result import Inspection, Report, Result, TuneReport
 
 if TYPE_CHECKING:
     from thinet_onnx.data import Preprocess
@@ -37,6 +38,7 @@ def option(panel: str, metavar: str, text: str, *names: str, default: str | bool
     return typer.Option(*names, metavar=metavar, help=text, show_default=default, rich_help_panel=panel)
 
 
+Shown = TypeVar("Shown", bound=Result)
 Layout = Literal["auto", "nchw", "nhwc"]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file to read; it stays as it is.")]
 Output = Annotated[
@@ -94,11 +96,18 @@ def watched(quiet: bool) -> Iterator[Progress]:
         progress.close()
 
 
-def show(result: report.Result, json_file: Path | None, quiet: bool = False) -> None:
+def show(result: Report | Inspection | TuneReport, json_file: Path | None, quiet: bool = False) -> None:
     """Print a result, and write it as JSON if a file is named."""
+    present(result, report.render, json_file, quiet)
+
+
+def present(
+    result: Shown, render: Callable[[Shown, Console], None], json_file: Path | None, quiet: bool = False
+) -> None:
+    """Print a result in its own way, and write it as JSON if a file is named."""
     try:
         if not quiet:
-            report.render(result, Console(highlight=False))
+            render(result, Console(highlight=False))
     finally:  # a reader that closed the pipe early still gets the file
         if json_file is not None:
             report.write_json(result, json_file)

@@ -126,7 +126,9 @@ def imagenet(shared: Path) -> list[Case]:
 
 
 def detectors(shared: Path) -> list[Case]:
-    """Two detectors and a text segmenter at 70% of their MACs: 400 images to calibrate, 100 to compare outputs."""
+    """Two detectors, a text segmenter and a network for super-resolution at 70% of their MACs.
+
+    400 images to calibrate, 100 to compare outputs (for super-resolution 100 and 50)."""
     images, zoo = shared / "data" / "imagenet224", shared / "zoo"
     case = Case(
         zoo / "picodet_s_320_coco.onnx", images, images, (0.7,), scopes=("inner", "all"), samples=400, tests=100, labels="none",
@@ -136,6 +138,9 @@ def detectors(shared: Path) -> list[Case]:
         case,
         dataclasses.replace(case, model=zoo / "ultraface_rfb320.onnx", pixels=_CENTRED),
         dataclasses.replace(case, model=zoo / "ppocrv4_det.onnx", shapes={"x": (1, 3, 320, 320)}, task="mask"),
+        dataclasses.replace(
+            case, model=zoo / "super_resolution_2019.onnx", pixels={}, samples=100, tests=50, task="image"
+        ),
     ]
 
 

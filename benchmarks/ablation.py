@@ -1,7 +1,7 @@
 """Ingredients that no option switches, switched alone: for `accuracy.py --ablate`, not for use."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -45,10 +45,8 @@ SWITCHES: dict[str, tuple[Any, str, Any]] = {
 
 @contextmanager
 def switched_off(name: str) -> Iterator[None]:
-    """Run without one ingredient; an empty name leaves everything on."""
-    if not name:
-        yield
-        return
-    where, attribute, other = SWITCHES[name]
-    with mock.patch.object(where, attribute, other):
+    """Run with one ingredient switched, or several (`no-honest-curves+fixed-ridge`); an empty name changes nothing."""
+    with ExitStack() as stack:
+        for part in filter(None, name.split("+")):
+            stack.enter_context(mock.patch.object(*SWITCHES[part]))
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from thinet_onnx import report
+from thinet_onnx import report, wording
 from thinet_onnx.errors import OutputError
 from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.result import Accuracy, Fidelity, GroupRow, Inspection, Latency, NotPruned, Report, Size
@@ -180,7 +180,7 @@ def test_the_figures_of_an_inspection(width: int) -> None:
     ],
 )
 def test_numbers_have_three_figures(value: float, text: str) -> None:
-    assert report._short(value) == text
+    assert wording.short(value) == text
 
 
 def test_json_holds_everything_and_the_plan_comes_back(tmp_path: Path) -> None:

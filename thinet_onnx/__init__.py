@@ -18,6 +18,7 @@ from thinet_onnx.errors import (
     NothingToPruneError,
     OptionError,
     OutputError,
+    ReportError,
     TargetError,
     ThinetError,
 )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
     from thinet_onnx.pipeline import Data, PruneResult
-    from thinet_onnx.result import Inspection
+    from thinet_onnx.result import Inspection, Report
 
 __all__ = [
     "DataError",
@@ -35,11 +36,13 @@ __all__ = [
     "NothingToPruneError",
     "OptionError",
     "OutputError",
+    "ReportError",
     "TargetError",
     "ThinetError",
     "__version__",
     "inspect",
     "prune",
+    "write_page",
 ]
 
 
@@ -61,6 +64,9 @@ def prune(
     random_data: bool = False,
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    examples: int = 0,
+    task: str = "auto",
+    classes: Sequence[str] = (),
     **pixels: Any,
 ) -> "PruneResult":
     """Prune a model: the command `thinet-onnx prune` as a function.
@@ -83,6 +89,9 @@ def prune(
         random_data: calibrate on noise, with `data` None; the report warns.
         test_data: labelled data, for accuracy before and after.
         output: where to write the result.
+        examples: how many held-out samples the report shows with both networks' answers.
+        task: how their outputs are read: `auto`, `detect` (boxes), `detect:cxcywh` or `detect:yxyx`.
+        classes: names of the classes, for the examples.
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
@@ -93,7 +102,7 @@ def prune(
     """
     from thinet_onnx import pipeline
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import PruneOptions, Target
+    from thinet_onnx.options import PruneOptions, Show, Target
 
     if target is None and keep is None:
         target = "macs=50%"
@@ -103,7 +112,8 @@ def prune(
         shapes=dict(shapes or {}),
     )  # fmt: skip
     return pipeline.prune(
-        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output
+        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
+        show=Show.of(task, classes, examples),
     )  # fmt: skip
 
 
@@ -126,3 +136,18 @@ def inspect(
     from thinet_onnx import pipeline
 
     return pipeline.inspect(model, shapes=dict(shapes or {}), scope=scope)
+
+
+def write_page(report: "Report", path: str | os.PathLike[str]) -> None:
+    """Write a report as a page to look at, one HTML file: the option `prune --report` as a function.
+
+    Args:
+        report: the `report` of what `prune` returned, or what `restore.load_report` read.
+        path: the file to write.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    from thinet_onnx import page
+
+    page.write(report, path)

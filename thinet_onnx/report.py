@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from thinet_onnx import wording
 from thinet_onnx.errors import OutputError
 from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, to_dict
 
@@ -36,12 +37,19 @@ def render(result: Report | Inspection, console: Console) -> None:
 
 
 def write_json(result: Report | Inspection, path: str | os.PathLike[str]) -> None:
-    """Write `result` as JSON, whole or not at all (a temporary file beside it, renamed at the end).
+    """Write `result` as JSON, whole or not at all.
 
     Numbers that JSON can't hold (NaN, infinity) become null. Raises OutputError if `path` can't be written.
     """
     plain = json.loads(json.dumps(to_dict(result)), parse_constant=lambda _: None)
-    text = _lists_on_one_line(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    write_whole(_lists_on_one_line(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)) + "\n", path)
+
+
+def write_whole(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file, whole or not at all (a temporary file beside it, renamed at the end).
+
+    Raises OutputError if `path` can't be written.
+    """
     target = Path(path).resolve()
     check_writable(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -95,8 +103,10 @@ def _render_report(report: Report, console: Console) -> None:
             f"cut without refitting, the file differs by at most {report.oracle_error:.1e} (relative) from the original"
             " with the removed channels zeroed.",
         )
-    stages = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in report.stages.items())
-    _line(console, f"Took {_seconds(report.seconds)}", f" ({stages})" if stages else "", f", seed {report.seed}.")
+    stages = ", ".join(f"{name} {wording.seconds(seconds)}" for name, seconds in report.stages.items())
+    _line(
+        console, f"Took {wording.seconds(report.seconds)}", f" ({stages})" if stages else "", f", seed {report.seed}."
+    )
 
 
 def _before_after(report: Report) -> Table:
@@ -111,17 +121,18 @@ def _before_after(report: Report) -> Table:
         ("Parameters", before.params, after.params, ""),
         ("File size", before.bytes, after.bytes, "B"),
     ):
-        table.add_row(label, _short(old, unit), _short(new, unit), _share(new, old), "")
+        table.add_row(label, wording.short(old, unit), wording.short(new, unit), wording.share(new, old), "")
     if (latency := report.latency) is not None:
         old_ms, new_ms = latency.before_ms, latency.after_ms
-        note = f"{_speed(old_ms, new_ms)} (batch {latency.batch}, median of {latency.runs})"
-        table.add_row("Latency", _milliseconds(old_ms), _milliseconds(new_ms), _share(new_ms, old_ms), note)
+        note = f"{wording.speed(old_ms, new_ms)} (batch {latency.batch}, median of {latency.runs})"
+        table.add_row(
+            "Latency", wording.milliseconds(old_ms), wording.milliseconds(new_ms), wording.share(new_ms, old_ms), note
+        )
     channels = report.channels_before, report.channels_after
     pruned = f"{channels[0] - channels[1]} of {channels[0]} pruned"
-    table.add_row("Channels", str(channels[0]), str(channels[1]), _share(channels[1], channels[0]), pruned)
+    table.add_row("Channels", str(channels[0]), str(channels[1]), wording.share(channels[1], channels[0]), pruned)
     if (accuracy := report.accuracy) is not None:
-        points = 100 * (accuracy.after - accuracy.before)
-        note = f"{points:+.2f} points (top-1, {accuracy.samples} samples)".replace("-", "−", 1)
+        note = f"{wording.points(accuracy.before, accuracy.after)} (top-1, {accuracy.samples} samples)"
         table.add_row("Accuracy", f"{accuracy.before:.2%}", f"{accuracy.after:.2%}", "", note)
     return table
 
@@ -149,7 +160,7 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
             Text(row.name),
             _cell(row.consumers),
             f"{row.before} → {row.after}",
-            _share(row.after, row.before, 0),
+            wording.share(row.after, row.before, 0),
             "–" if row.error is None else f"{row.error:.4f}",
         )
     return table
@@ -164,11 +175,13 @@ def _render_inspection(found: Inspection, console: Console) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("all", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    removable = f"{found.removable} ({_share(found.removable, found.channels)}) can be removed"
-    table.add_row("Channels", str(found.channels), f"{removable}, in {_plural(len(found.groups), 'group')}")
-    reachable = f"{_short(found.macs_removable)} ({_share(found.macs_removable, found.macs)}) can be removed"
-    table.add_row("MACs", _short(found.macs), reachable)
-    table.add_row("Parameters", _short(found.params), "")
+    removable = f"{found.removable} ({wording.share(found.removable, found.channels)}) can be removed"
+    table.add_row("Channels", str(found.channels), f"{removable}, in {wording.plural(len(found.groups), 'group')}")
+    reachable = (
+        f"{wording.short(found.macs_removable)} ({wording.share(found.macs_removable, found.macs)}) can be removed"
+    )
+    table.add_row("MACs", wording.short(found.macs), reachable)
+    table.add_row("Parameters", wording.short(found.params), "")
     _print_table(table, console)
     if found.groups:
         table = _table()
@@ -178,9 +191,17 @@ def _render_inspection(found: Inspection, console: Console) -> None:
         table.add_column("MACs at\nstake", justify="right")
         for row in found.groups:
             made_by, read_by = _cell(row.producers or (row.name,)), _cell(row.consumers)
-            table.add_row(made_by, read_by, str(row.before), _short(row.macs))
+            table.add_row(made_by, read_by, str(row.before), wording.short(row.macs))
         _print_table(table, console, "Channel groups: what is cut from one member is cut from all of them")
     _print_not_pruned("Can't be pruned", found.not_pruned, console, None)
+
+
+def by_reason(rows: Iterable[NotPruned]) -> list[tuple[str, dict[str, int]]]:
+    """Reasons, most channels first, each with the channels of every producer."""
+    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        found[row.reason][row.producer] += row.channels
+    return sorted(found.items(), key=lambda item: -sum(item[1].values()))
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
@@ -188,23 +209,20 @@ def _render_inspection(found: Inspection, console: Console) -> None:
 
 def _print_not_pruned(title: str, rows: Iterable[NotPruned], console: Console, limit: int | None) -> None:
     """One entry for each reason, most channels first: how many channels, why, and whose."""
-    by_reason: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for row in rows:
-        by_reason[row.reason][row.producer] += row.channels
-    if not by_reason:
+    ranked = by_reason(rows)
+    if not ranked:
         return
-    ranked = sorted(by_reason.items(), key=lambda item: -sum(item[1].values()))
     shown = len(ranked) if limit is None or len(ranked) <= limit else limit - 1
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for reason, producers in ranked[:shown]:
-        names = _names(tuple(producers), 3 if limit else len(producers))
+        names = wording.names(tuple(producers), 3 if limit else len(producers))
         cell = Text.assemble(reason, (f" ({names})", "dim"))
-        grid.add_row(_plural(sum(producers.values()), "channel"), cell)
+        grid.add_row(wording.plural(sum(producers.values()), "channel"), cell)
     if hidden := ranked[shown:]:
         channels = sum(sum(producers.values()) for _, producers in hidden)
-        grid.add_row(_plural(channels, "channel"), f"for {len(hidden)} more reasons, see --json")
+        grid.add_row(wording.plural(channels, "channel"), f"for {len(hidden)} more reasons, see --json")
     console.print()
     _line(console, title, style="bold")
     console.print(Padding(grid, (0, 0, 0, 2)))
@@ -230,44 +248,3 @@ def _line(console: Console, *parts: str, style: str = "") -> None:
 def _cell(names: Sequence[str]) -> Text:
     """Names for a column of a table, two lines of them at most."""
     return Text("\n".join(names) if len(names) <= 2 else f"{names[0]}\nand {len(names) - 1} more")
-
-
-def _names(names: Sequence[str], limit: int) -> str:
-    """`a, b and 3 more`."""
-    if len(names) <= limit + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:limit])} and {len(names) - limit} more"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _share(part: float, whole: float, digits: int = 1) -> str:
-    return f"{part / whole:.{digits}%}" if whole else "–"
-
-
-def _short(value: float, unit: str = "") -> str:
-    """Three figures and a decimal prefix: 41234567 is `41.2 M`."""
-    prefix = ""
-    for larger in ("k", "M", "G", "T"):
-        if abs(value) < 999.5:
-            break
-        value, prefix = value / 1000, larger
-    digits = 0 if not prefix or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60} s"
-
-
-def _speed(before: float, after: float) -> str:
-    """How the time changed, in words: `1.52× faster`."""
-    if not before or not after:
-        return "not measurable"
-    return f"{before / after:.2f}× faster" if before >= after else f"{after / before:.2f}× slower"

@@ -1,5 +1,6 @@
 """`thinet-onnx prune`."""
 
+import dataclasses
 from typing import Annotated
 
 from thinet_onnx.cli import shared
@@ -9,6 +10,7 @@ from thinet_onnx.cli.shared import (
     HOW,
     REPORT,
     WHAT,
+    Classes,
     Data,
     Debug,
     Json,
@@ -16,6 +18,7 @@ from thinet_onnx.cli.shared import (
     Mean,
     Model,
     Output,
+    Page,
     Quiet,
     Resize,
     Samples,
@@ -23,10 +26,11 @@ from thinet_onnx.cli.shared import (
     Scopes,
     Shapes,
     Std,
+    Task,
     option,
 )
 from thinet_onnx.errors import OptionError, OutputError
-from thinet_onnx.options import Method, PruneOptions, Reconstruction, Target, parse_shapes
+from thinet_onnx.options import Method, PruneOptions, Reconstruction, Show, Target, parse_shapes
 
 DEFAULT_TARGET = "macs=50%"
 EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
@@ -75,6 +79,9 @@ def prune(
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
     json_file: Json = None,
+    report_file: Page = None,
+    task: Task = "auto",
+    classes: Classes = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -94,17 +101,20 @@ def prune(
             shapes=parse_shapes(shape or []),
         )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
+        show = Show.parse(task, classes)
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
-        inputs = {"MODEL": model, "--data": data, "--test-data": test_data}
+        inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
         shared.check_output("OUTPUT", output, inputs)
         if output.exists() and output.suffix != ".onnx":
             raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
         if json_file is not None:
             shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+        if report_file is not None:
+            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 
@@ -117,6 +127,8 @@ def prune(
                 random_data=random_data,
                 test_data=test_data,
                 output=output,
+                show=show if json_file is not None or report_file is not None else None,
                 progress=progress,
             )
-        shared.show(result.report, json_file, quiet)
+        told = dataclasses.replace(result.report, command=shared.command_line())
+        shared.show(told, json_file, quiet, report_file)

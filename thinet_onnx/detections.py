@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from thinet_onnx import wording
 from thinet_onnx.options import BoxOrder
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +51,7 @@ def read(outputs: Mapping[str, Array], order: BoxOrder, size: tuple[int, int]) -
     plain = {name: _one_image(array) for name, array in outputs.items() if array.dtype.kind in "fiu"}
     found = _apart(plain) or _together(plain)
     if found is None:
-        shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in outputs.items())
+        shapes = wording.names([f"{name} {tuple(array.shape)}" for name, array in outputs.items()], 3)
         raise UnreadableError(f"the outputs ({shapes}) are no boxes with scores")
     corners, scores, classes = found
     best = np.flatnonzero(np.isfinite(corners).all(1) & np.isfinite(scores) & (corners != 0).any(1))

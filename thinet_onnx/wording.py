@@ -51,6 +51,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{100 * value:.2g}%" if tiny else f"{value:.{digits}%}"
 
 
+def rough(value: float | None) -> str:
+    """A share of 1 whose smallest values don't matter: `12.0%`, `< 0.1%`."""
+    return "< 0.1%" if value is not None and 0 < value < 0.0005 else percent(value)
+
+
 def milliseconds(value: float) -> str:
     """`0.801 ms`."""
     if not math.isfinite(value):

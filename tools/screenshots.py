@@ -16,6 +16,7 @@ from typing import Any
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
+PATIENCE = 180_000  # milliseconds, for busy machines
 
 
 def browser() -> str | None:
@@ -47,6 +48,7 @@ def opened(active: Any, page: Path, width: int, scheme: str = "light", height: i
     context = active.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, offline=True, has_touch=width < 700
     )
+    context.set_default_timeout(PATIENCE)
     shown = context.new_page()
     complaints: list[str] = []
     shown.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))

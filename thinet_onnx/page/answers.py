@@ -102,7 +102,7 @@ def _answer(score: Score, new: bool) -> Answer:
     share = score.share if math.isfinite(score.share) else 0.0
     return Answer(
         score.name or f"class {score.index}", min(max(share, 0.0), 1.0),
-        "< 0.1%" if 0 <= score.share < 0.0005 else wording.percent(score.share),
+        wording.rough(score.share),
         f"class {score.index}, score {wording.figures(score.value)}", new,
     )  # fmt: skip
 

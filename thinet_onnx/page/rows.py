@@ -71,7 +71,7 @@ def groups(shown: Sequence[GroupRow], macs: int) -> list[Group]:
         Group(
             _cut(row.name), _some(row.producers), _some(row.consumers), row.before, row.after,
             Measure(_part(row.after, row.before), wording.share(row.after, row.before, 0), _part(row.after, row.before)),
-            Measure(row.macs, wording.percent(_part(row.macs, macs)), _part(row.macs, most)),
+            Measure(row.macs, wording.rough(_part(row.macs, macs)), _part(row.macs, most)),
             _measure(row.error, worst), _measure(row.sensitivity, keenest), charts.spark(row.curve, row.after),
         )
         for row in shown

@@ -761,6 +761,33 @@ class TestSamples:
             from_arrays(self.values, VECTOR).batch([])
 
 
+class TestNames:
+    def test_an_image_is_known_by_its_path_in_the_folder(self, tmp_path):
+        for name in ("b/2.png", "a/1.png", "a/3.png"):
+            save(tmp_path / name, pixels(8, 6, 3))
+        source = open_source(tmp_path, RGB)
+        assert [source.title(row) for row in range(3)] == ["a/1.png", "a/3.png", "b/2.png"]
+        picked = open_source(tmp_path, RGB, samples=2, seed=3)
+        for row in range(2):
+            np.testing.assert_array_equal(
+                picked.batch([row])["x"],
+                source.batch([[source.title(k) for k in range(3)].index(picked.title(row))])["x"],
+            )
+
+    def test_other_items_by_their_number(self):
+        assert from_arrays(floats(4, 5), VECTOR).title(3) == "sample 3"
+        assert random_source(VECTOR, samples=2, seed=0).title(1) == "sample 1"
+
+    def test_what_was_drawn_is_called_as_before(self):
+        drawn = from_arrays(floats(9, 5), VECTOR, samples=3, seed=1)
+        wanted = np.sort(np.random.default_rng(1).choice(9, 3, replace=False))
+        assert [drawn.title(row) for row in range(3)] == [f"sample {row}" for row in wanted]
+
+    def test_several_rows_by_the_first_and_the_last(self):
+        fixed = [InputSpec("v", (2, 5), FLOAT)]
+        assert from_arrays(floats(4, 5), fixed).title(1) == "sample 2 … sample 3"
+
+
 class TestRandom:
     inputs = (
         InputSpec("x", (None, 3, 8, 6), FLOAT),
@@ -831,23 +858,3 @@ class TestSplit:
     def test_share_outside(self, held_out):
         with fails("between 0 and 1", error=OptionError):
             split(random_source(VECTOR, samples=4, seed=0), held_out, 0)
-
-
-class TestTitle:
-    """What an item is called in a list of the worst."""
-
-    def test_files_have_their_path_and_rows_their_number(self, tmp_path):
-        for name in "ab":
-            save(tmp_path / f"{name}.png", pixels(8, 6, 3))
-        folder = open_source(tmp_path, RGB)
-        assert [folder.title(row) for row in range(2)] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-        rows = from_arrays(np.zeros((4, 3, 8, 6), np.float32), RGB)
-        assert rows.title(3) == "sample 3"
-
-    def test_what_was_drawn_or_grouped_is_called_as_before(self):
-        array = np.zeros((9, 3, 8, 6), np.float32)
-        drawn = from_arrays(array, RGB, samples=3, seed=1)
-        wanted = np.sort(np.random.default_rng(1).choice(9, 3, replace=False))
-        assert [drawn.title(row) for row in range(3)] == [f"sample {row}" for row in wanted]
-        grouped = from_arrays(array, [InputSpec("x", (4, 3, 8, 6), FLOAT)])
-        assert [grouped.title(row) for row in range(2)] == ["sample 0 to sample 3", "sample 4 to sample 7"]

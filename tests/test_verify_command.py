@@ -129,7 +129,7 @@ def test_the_worst_inputs_are_named_by_their_files(here: Path, tmp_path: Path) -
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name)
     report = thinet_onnx.verify_pruned("pruned.onnx", "net.onnx", tmp_path)
-    assert {entry.title for entry in report.worst} == {str(tmp_path / name) for name in ("a.png", "b.png", "c.png")}
+    assert {entry.title for entry in report.worst} == {"a.png", "b.png", "c.png"}
 
 
 def test_batches_are_the_files_own_where_it_fixes_them() -> None:

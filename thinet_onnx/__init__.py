@@ -18,6 +18,7 @@ from thinet_onnx.errors import (
     NothingToPruneError,
     OptionError,
     OutputError,
+    ReportError,
     TargetError,
     ThinetError,
 )
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from thinet_onnx.acceptance.result import VerifyReport
     from thinet_onnx.check_options import EngineName, Precision
     from thinet_onnx.pipeline import PruneResult
-    from thinet_onnx.result import Inspection
+    from thinet_onnx.result import Inspection, Report
     from thinet_onnx.setting import Data
     from thinet_onnx.speed_result import BenchReport
     from thinet_onnx.torch_twin import Twin
@@ -41,6 +42,7 @@ __all__ = [
     "NothingToPruneError",
     "OptionError",
     "OutputError",
+    "ReportError",
     "TargetError",
     "ThinetError",
     "__version__",
@@ -51,6 +53,7 @@ __all__ = [
     "prune",
     "to_torch",
     "verify_pruned",
+    "write_page",
 ]
 
 
@@ -74,6 +77,9 @@ def prune(
     random_data: bool = False,
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    examples: int = 0,
+    task: str = "auto",
+    classes: Sequence[str] = (),
     **pixels: Any,
 ) -> "PruneResult":
     """Prune a model: the command `thinet-onnx prune` as a function.
@@ -98,6 +104,9 @@ def prune(
         random_data: calibrate on noise, with `data` None; the report warns.
         test_data: labelled data, for accuracy before and after.
         output: where to write the result.
+        examples: how many held-out samples the report shows with both networks' answers.
+        task: how their outputs are read: `auto`, `detect` (boxes), `detect:cxcywh` or `detect:yxyx`.
+        classes: names of the classes, for the examples.
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
@@ -108,7 +117,7 @@ def prune(
     """
     from thinet_onnx import pipeline
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import PruneOptions, Target
+    from thinet_onnx.options import PruneOptions, Show, Target
 
     if target is None and keep is None and preset is None:
         target = "macs=50%"
@@ -118,7 +127,8 @@ def prune(
         drop_branches=drop_branches, preset=preset, shapes=dict(shapes or {}),
     )  # fmt: skip
     return pipeline.prune(
-        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output
+        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
+        show=Show.of(task, classes, examples),
     )  # fmt: skip
 
 
@@ -322,3 +332,18 @@ def verify_pruned(
     return acceptance.verify_pruned(
         pruned, reference, data, options, preprocess=Preprocess(**pixels), random_data=random_data
     )
+
+
+def write_page(report: "Report", path: str | os.PathLike[str]) -> None:
+    """Write a report as a page to look at, one HTML file: the option `prune --report` as a function.
+
+    Args:
+        report: the `report` of what `prune` returned, or what `restore.load_report` read.
+        path: the file to write.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    from thinet_onnx import page
+
+    page.write(report, path)

@@ -4,7 +4,7 @@ One constrained choice over all groups: the least total error, each group's erro
 output moves with it, for the MACs (or parameters) asked for. Costs are exact and bilinear in neighbouring groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,18 +78,34 @@ def allocate(
             f"--target leaves {limit:,.0f} {unit}, but with every group at its narrowest {floor:,.0f} {unit} remain; "
             "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
         )
-    kept = list(sizes)
-    steps = [_best_step(group, kept, choices[group], curves[group], cost) for group in range(len(sizes))]
-    while cost.total(kept) > limit:
-        group = min(range(len(steps)), key=lambda g: steps[g][0])
-        rate, width = steps[group]
-        if np.isinf(rate):
-            raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
-        kept[group] = width
-        for changed in {group, *cost.neighbours(group)}:
-            steps[changed] = _best_step(changed, kept, choices[changed], curves[changed], cost)
+    for kept in descent(sizes, choices, curves, cost):
+        if cost.total(kept) <= limit:
+            break
+    else:
+        raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
     give_back(kept, sizes, choices, curves, cost, limit)
     return kept
+
+
+def descent(
+    sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost
+) -> Iterator[list[int]]:
+    """Widths from the whole network down to the narrowest that saves anything, the cheapest step first; each its own list."""
+    kept = list(sizes)
+    steps = [_best_step(group, kept, choices[group], curves[group], cost) for group in range(len(sizes))]
+    while True:
+        yield list(kept)
+        group = min(range(len(steps)), key=lambda g: steps[g][0], default=-1)
+        if group < 0 or np.isinf(steps[group][0]):
+            return
+        kept[group] = steps[group][1]
+        for changed in {group, *cost.neighbours(group)}:
+            steps[changed] = _best_step(changed, kept, choices[changed], curves[changed], cost)
+
+
+def loss(kept: Sequence[int], sizes: Sequence[int], curves: Sequence[Curve]) -> float:
+    """The error that a choice of widths adds up to."""
+    return float(sum(curve.error[size - width] for width, size, curve in zip(kept, sizes, curves, strict=True)))
 
 
 def _best_step(group: int, kept: list[int], options: Sequence[int], curve: Curve, cost: Cost) -> tuple[float, int]:

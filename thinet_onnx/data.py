@@ -24,7 +24,7 @@ from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels,
 
 __all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "sampled", "split"]
 
-_KINDS = "a folder of images, .npy, .npz or script.py:function"
+_KINDS = f"a folder of images, .npy, .npz or {script.FORM}"
 _PLAIN = Preprocess()
 
 _Feed = Mapping[str, images.Column]
@@ -63,7 +63,7 @@ class Source(ABC):
         return _Regrouped(self, [[int(row)] for row in rows], labels, description)
 
     def title(self, row: int) -> str:
-        """Name an item as people find it again: its file, or its number (from 0)."""
+        """What people may know an item by: an image's path in its folder, or its number."""
         return f"sample {row}"
 
     @abstractmethod
@@ -95,7 +95,7 @@ def open_source(
     text = os.fspath(path)
     _check_request(inputs, samples)
     if ".py:" in text or text.endswith(".py"):
-        with closing(script.feeds(text, _KINDS)) as feeds:
+        with closing(script.feeds(text)) as feeds:
             source = _from_feeds(feeds, inputs, preprocess, text)
     elif not Path(text).exists():
         raise DataError(f"{text} doesn't exist: give {_KINDS}.")
@@ -182,12 +182,15 @@ class _Feeds(Source):
 class _Folder(Source):
     """Image files, decoded when a batch asks for them."""
 
-    def __init__(self, paths: list[Path], image: ImageInput, labels: Labels | None, description: str) -> None:
+    def __init__(
+        self, folder: Path, paths: list[Path], image: ImageInput, labels: Labels | None, description: str
+    ) -> None:
         super().__init__(description, len(paths), labels)
-        self._paths, self._image = paths, image
+        self._folder, self._paths, self._image = folder, paths, image
 
     def title(self, row: int) -> str:
-        return str(self._paths[row])
+        """The image's path in the folder."""
+        return self._paths[row].relative_to(self._folder).as_posix()
 
     def _feed(self, rows: list[int]) -> dict[str, Array]:
         pixels = np.concatenate([images.load_pixels(self._paths[row], self._image) for row in rows])
@@ -224,8 +227,9 @@ class _Regrouped(Source):
         self._inner, self._items = inner, items
 
     def title(self, row: int) -> str:
-        first, last = self._inner.title(self._items[row][0]), self._inner.title(self._items[row][-1])
-        return first if len(self._items[row]) == 1 else f"{first} to {last}"
+        """The inner items' names, the first and the last."""
+        items = self._items[row]
+        return " … ".join(self._inner.title(item) for item in dict.fromkeys((items[0], items[-1])))
 
     def _feed(self, rows: list[int]) -> dict[str, Array]:
         return self._inner.batch([row for item in rows for row in self._items[item]])
@@ -272,7 +276,9 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Preproce
     if image.channels not in images.CHANNEL_COUNTS:
         raise DataError(f"{folder}: the model's input {taken} has no 1, 3 or 4 channels: pass --shape or --layout.")
     paths, labels = images.find_images(folder)
-    return _grouped(_Folder(paths, image, labels, f"{len(paths)} images of folder {folder}"), inputs, str(folder))
+    return _grouped(
+        _Folder(folder, paths, image, labels, f"{len(paths)} images of folder {folder}"), inputs, str(folder)
+    )
 
 
 def _read_arrays(path: str, inputs: Sequence[InputSpec]) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,17 @@ import onnx
 from thinet_onnx import budget, presets
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
+from thinet_onnx.cost import Cost
 from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.options import Progress, PruneOptions
+from thinet_onnx.result import Tradeoff
 from thinet_onnx.trial import Trial
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
 _LANDING = 0.01  # a target is met when what remains is within this share of the original
+_TRADEOFF_POINTS = 41
 _SHARES = (0.5,)  # of a group that is removed alone, to see how far the output moves; three of them gained nothing
 
 
@@ -26,12 +29,15 @@ _SHARES = (0.5,)  # of a group that is removed alone, to see how far the output 
 class Decision:
     """`widths`: units that each group keeps; `sensitivity`: how far the output moves for one unit of a group's error.
 
-    `remark` says why the target was missed, None if it was met.
+    `remark` says why the target was missed, None if it was met. `errors` are the squared relative errors of a candidate's
+    readers when 0, 1, … of its units are gone. `tradeoff` is what other targets would have cost, and the choice.
     """
 
     widths: list[int]
     sensitivity: dict[int, float]
     remark: str | None
+    errors: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    tradeoff: tuple[Tradeoff, ...] = ()
 
 
 def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None:
@@ -93,7 +99,29 @@ def decide(
             f"the widths allowed come no nearer to {options.target} than {cost.total(widths) / base:.1%} of the original "
             "(a smaller --round-to allows more)"
         )
-    return Decision(widths, sensitivity, remark)
+    return Decision(widths, sensitivity, remark, trial.errors, _tradeoff(analysis, choices, curves, cost, widths))
+
+
+def _tradeoff(
+    analysis: Analysis, choices: Sequence[Sequence[int]], curves: Sequence[budget.Curve], cost: Cost, widths: list[int]
+) -> tuple[Tradeoff, ...]:
+    """Points on the way down from the whole network, evenly spaced in cost, and the point chosen; largest first."""
+    sizes = analysis.sizes
+    way = list(budget.descent(sizes, choices, curves, cost))
+    costs = np.array([cost.total(kept) for kept in way])
+    marks = np.linspace(costs[0], costs[-1], _TRADEOFF_POINTS)
+    picked = sorted({int(np.abs(costs - mark).argmin()) for mark in marks})
+    chosen = [(way[place], False) for place in picked] + [(widths, True)]
+    points = [
+        Tradeoff(
+            round(analysis.macs.total(kept)),
+            round(analysis.params.total(kept)),
+            budget.loss(kept, sizes, curves),
+            is_choice,
+        )
+        for kept, is_choice in chosen
+    ]
+    return tuple(sorted(points, key=lambda point: -point.macs))
 
 
 def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:

@@ -1,8 +1,9 @@
 """What can be asked for: the options of a run as frozen data, and the parsing of their spelling on a command line."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from thinet_onnx.errors import OptionError
@@ -11,12 +12,15 @@ Method = Literal["obs", "thinet", "thinet-omp", "thinet-sampled", "weight-sum", 
 Reconstruction = Literal["joint", "full", "scale", "none"]
 Scope = Literal["inner", "all"]
 Preset = Literal["thinet-conv"]
+BoxOrder = Literal["xyxy", "yxyx", "cxcywh"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 RECONSTRUCTIONS: tuple[str, ...] = get_args(Reconstruction)
 PRESETS: tuple[str, ...] = get_args(Preset)
 SCOPES: tuple[str, ...] = get_args(Scope)
+BOX_ORDERS: tuple[str, ...] = get_args(BoxOrder)
 
+_MOST_CLASSES = 100_000
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -151,6 +155,59 @@ class PruneOptions:
                     re.compile(pattern)
                 except re.error as error:
                     raise OptionError(f"--{option} {pattern!r} is not a regular expression ({error}).") from None
+
+
+@dataclass(frozen=True)
+class Show:
+    """What a report shows of the held-out samples: so many of them, and how their outputs are read.
+
+    `boxes` is the order of a box's numbers where the outputs are detections, None where they aren't (see `detections`).
+    `classes` are names by index.
+    """
+
+    count: int = 6
+    boxes: BoxOrder | None = None
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, task: str, classes: Path | None) -> "Show":
+        """As `of`, with a file that has the name of a class on each line.
+
+        Raises OptionError if the task is unknown or the file isn't such a list.
+        """
+        return cls.of(task, () if classes is None else _read_classes(classes))
+
+    @classmethod
+    def of(cls, task: str, classes: Sequence[str] = (), count: int = 6) -> "Show":
+        """Read a task: `auto`, `detect` or, with an order, `detect:cxcywh`.
+
+        Raises OptionError if it is unknown or `count` is negative.
+        """
+        kind, colon, order = task.partition(":")
+        order = order if colon else "xyxy"
+        if kind not in ("auto", "detect") or (kind == "auto" and colon) or order not in BOX_ORDERS:
+            known = ", ".join(f"detect:{order}" for order in BOX_ORDERS)
+            raise OptionError(f"--task {task!r} is unknown: choose one of auto, detect, {known}.")
+        if count < 0:
+            raise OptionError(f"examples={count}: show so many held-out samples, or 0.")
+        return cls(count, order if kind == "detect" else None, tuple(classes))  # type: ignore[arg-type]
+
+    def name(self, index: int) -> str | None:
+        """A class's name, if it is known."""
+        return (self.classes[index] or None) if 0 <= index < len(self.classes) else None
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise OptionError(f"--classes {path} can't be read ({reason}): write one name on each line.") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines or len(lines) > _MOST_CLASSES:
+        raise OptionError(f"--classes {path} has {len(lines):,} lines: write the name of one class on each line.")
+    return tuple(line.strip() for line in lines)
 
 
 class Progress(Protocol):

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import external, runtime, summary, surgery, verify
+from thinet_onnx import examples, external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer, collect
@@ -24,9 +25,9 @@ from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
-from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size, TuneCurve
+from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
 from thinet_onnx.sweep import Sweep
@@ -82,6 +83,7 @@ def prune(
     random_data: bool = False,
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    show: Show | None = None,
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
 ) -> PruneResult:
@@ -95,6 +97,7 @@ def prune(
         random_data: calibrate on noise (for a try; the report warns).
         test_data: labelled data for accuracy before and after; the calibration data's own labels otherwise.
         output: where to write the result; nothing is written otherwise.
+        show: which held-out samples the report shows, and how their outputs are read; none if None (or for noise).
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
 
@@ -113,10 +116,10 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, progress)
+    run = Run(setting, source, options, preprocess, progress)
     try:
         result = work(run) if work is not None else run.work()
-        report = _report(run, result, test, random_data, output, started)
+        report = _report(run, result, test, random_data, output, started, None if random_data else show)
     finally:
         progress.close()
     return PruneResult(result.model, result.plan, report)
@@ -147,8 +150,11 @@ class Run:
     `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
     """
 
-    def __init__(self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress) -> None:
-        self.source, self.options, self.progress = source, options, progress
+    def __init__(
+        self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
         progress.start("Reading", 1)
@@ -267,14 +273,18 @@ class Outcome:
 
 def _report(
     run: Run, outcome: Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
-    started: float,
+    started: float, show: Show | None,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell."""
     setting, analysis, options = run.setting, run.analysis, run.options
     run.progress.start("Measuring", 3)
     held = run.batches(run.held)
     before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
-    near = verify.fidelity(setting.graph.outputs, before, after)
+    answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
+    near = verify.fidelity(answers.names, before, after, items=answers.items)
+    shown = Examples()
+    if show is not None:
+        shown = examples.collect(answers, setting.inputs, run.preprocess, near, show, options.seed)
     run.progress.advance()
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
@@ -302,13 +312,18 @@ def _report(
         target_met=outcome.decision.remark is None,
         latency=Latency(slow, fast, _batch_of(single), runs), fidelity=near, accuracy=accuracy,
         channels_before=analysis.channels, channels_after=kept_channels,
-        groups=summary.group_rows(analysis, outcome.plan, outcome.rebuilt),
+        groups=summary.group_rows(analysis, outcome.plan, outcome.rebuilt, outcome.decision),
         not_pruned=summary.not_pruned(analysis, options), oracle_error=outcome.oracle_error,
         seconds=time.perf_counter() - started, seed=options.seed,
         options=dataclasses.asdict(options)
-        | {"method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description},
+        | {
+            "method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description,
+            "test_data": None if test is None else test.description, "preprocess": dataclasses.asdict(run.preprocess),
+        },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
         finetune=outcome.tuned,
+        held=tuple(map(run.source.title, run.held)), tradeoff=outcome.decision.tradeoff, examples=shown,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thinet_onnx import tables
+from thinet_onnx import tables, wording
 from thinet_onnx.errors import OutputError
 from thinet_onnx.result import Fidelity, GroupRow, Inspection, NotPruned, Report, Result, TuneCurve, TuneReport, to_dict
 
@@ -37,12 +37,19 @@ def render(result: Report | Inspection | TuneReport, console: Console) -> None:
 
 
 def write_json(result: Result, path: str | os.PathLike[str]) -> None:
-    """Write `result` as JSON, whole or not at all (a temporary file beside it, renamed at the end).
+    """Write `result` as JSON, whole or not at all.
 
     Numbers that JSON can't hold (NaN, infinity) become null. Raises OutputError if `path` can't be written.
     """
     plain = json.loads(json.dumps(to_dict(result)), parse_constant=lambda _: None)
-    text = _lists_on_one_line(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    write_whole(_lists_on_one_line(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)) + "\n", path)
+
+
+def write_whole(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file, whole or not at all (a temporary file beside it, renamed at the end).
+
+    Raises OutputError if `path` can't be written.
+    """
     target = Path(path).resolve()
     check_writable(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -99,9 +106,9 @@ def _render_report(report: Report, console: Console) -> None:
             f"cut without refitting, the file differs by at most {report.oracle_error:.1e} (relative) from the original"
             " with the removed channels zeroed.",
         )
-    stages = ", ".join(f"{name} {tables.seconds(seconds)}" for name, seconds in report.stages.items())
+    stages = ", ".join(f"{name} {wording.seconds(seconds)}" for name, seconds in report.stages.items())
     tables.line(
-        console, f"Took {tables.seconds(report.seconds)}", f" ({stages})" if stages else "", f", seed {report.seed}."
+        console, f"Took {wording.seconds(report.seconds)}", f" ({stages})" if stages else "", f", seed {report.seed}."
     )
 
 
@@ -117,16 +124,16 @@ def _before_after(report: Report) -> Table:
         ("Parameters", before.params, after.params, ""),
         ("File size", before.bytes, after.bytes, "B"),
     ):
-        table.add_row(label, tables.short(old, unit), tables.short(new, unit), tables.share(new, old), "")
+        table.add_row(label, wording.short(old, unit), wording.short(new, unit), wording.share(new, old), "")
     if (latency := report.latency) is not None:
         old_ms, new_ms = latency.before_ms, latency.after_ms
-        note = f"{tables.speed(old_ms, new_ms)} (batch {latency.batch}, median of {latency.runs})"
+        note = f"{wording.speed(old_ms, new_ms)} (batch {latency.batch}, median of {latency.runs})"
         table.add_row(
-            "Latency", tables.milliseconds(old_ms), tables.milliseconds(new_ms), tables.share(new_ms, old_ms), note
+            "Latency", wording.milliseconds(old_ms), wording.milliseconds(new_ms), wording.share(new_ms, old_ms), note
         )
     channels = report.channels_before, report.channels_after
     pruned = f"{channels[0] - channels[1]} of {channels[0]} pruned"
-    table.add_row("Channels", str(channels[0]), str(channels[1]), tables.share(channels[1], channels[0]), pruned)
+    table.add_row("Channels", str(channels[0]), str(channels[1]), wording.share(channels[1], channels[0]), pruned)
     if (accuracy := report.accuracy) is not None:
         points = 100 * (accuracy.after - accuracy.before)
         note = f"{points:+.2f}".replace("-", "−") + f" points (top-1, {accuracy.samples} samples)"
@@ -157,7 +164,7 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
             Text(row.name),
             tables.cell(row.consumers),
             f"{row.before} → {row.after}",
-            tables.share(row.after, row.before, 0),
+            wording.share(row.after, row.before, 0),
             "–" if row.error is None else f"{row.error:.4f}",
         )
     return table
@@ -176,7 +183,7 @@ def _render_tuning(report: TuneReport, console: Console) -> None:
     for heading in ("before", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    held = tables.plural(report.held, "held-out item")
+    held = wording.plural(report.held, "held-out item")
     table.add_row("Loss", f"{first['loss']:.4g}", f"{best['loss']:.4g}", f"on {held}")
     if first["agreement"] is not None:
         table.add_row("Same top-1", f"{first['agreement']:.1%}", f"{best['agreement']:.1%}", "as the original")
@@ -191,14 +198,14 @@ def _render_tuning(report: TuneReport, console: Console) -> None:
     console.print()
     if report.left_out:
         tables.line(
-            console, "Trained in part: ", f"no PyTorch twin for {tables.names(report.left_out, 3)}.", style="bold"
+            console, "Trained in part: ", f"no PyTorch twin for {wording.names(report.left_out, 3)}.", style="bold"
         )
     tables.line(
         console,
         "Check: ",
         f"PyTorch and ONNX Runtime differ by at most {report.difference:.1e} (relative) on the result.",
     )
-    tables.line(console, f"Took {tables.seconds(report.seconds)}, seed {report.options['seed']}.")
+    tables.line(console, f"Took {wording.seconds(report.seconds)}, seed {report.options['seed']}.")
 
 
 def _tuning_line(curve: TuneCurve, console: Console) -> None:
@@ -206,7 +213,7 @@ def _tuning_line(curve: TuneCurve, console: Console) -> None:
         f"kept the weights after step {curve.best_step}" if curve.best_step else "nothing got better, so none was kept"
     )
     losses = f"loss {curve.first['loss']:.4g} → {curve.best['loss']:.4g} on held-out items"
-    tables.line(console, "Fine-tuned: ", f"{tables.plural(curve.total, 'step')}, {kept}; {losses}.", style="bold")
+    tables.line(console, "Fine-tuned: ", f"{wording.plural(curve.total, 'step')}, {kept}; {losses}.", style="bold")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
@@ -218,13 +225,13 @@ def _render_inspection(found: Inspection, console: Console) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("all", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    removable = f"{found.removable} ({tables.share(found.removable, found.channels)}) can be removed"
-    table.add_row("Channels", str(found.channels), f"{removable}, in {tables.plural(len(found.groups), 'group')}")
+    removable = f"{found.removable} ({wording.share(found.removable, found.channels)}) can be removed"
+    table.add_row("Channels", str(found.channels), f"{removable}, in {wording.plural(len(found.groups), 'group')}")
     reachable = (
-        f"{tables.short(found.macs_removable)} ({tables.share(found.macs_removable, found.macs)}) can be removed"
+        f"{wording.short(found.macs_removable)} ({wording.share(found.macs_removable, found.macs)}) can be removed"
     )
-    table.add_row("MACs", tables.short(found.macs), reachable)
-    table.add_row("Parameters", tables.short(found.params), "")
+    table.add_row("MACs", wording.short(found.macs), reachable)
+    table.add_row("Parameters", wording.short(found.params), "")
     tables.print_table(table, console)
     if found.groups:
         table = tables.table()
@@ -234,9 +241,17 @@ def _render_inspection(found: Inspection, console: Console) -> None:
         table.add_column("MACs at\nstake", justify="right")
         for row in found.groups:
             made_by, read_by = tables.cell(row.producers or (row.name,)), tables.cell(row.consumers)
-            table.add_row(made_by, read_by, str(row.before), tables.short(row.macs))
+            table.add_row(made_by, read_by, str(row.before), wording.short(row.macs))
         tables.print_table(table, console, "Channel groups: what is cut from one member is cut from all of them")
     _print_not_pruned("Can't be pruned", found.not_pruned, console, None)
+
+
+def by_reason(rows: Iterable[NotPruned]) -> list[tuple[str, dict[str, int]]]:
+    """Reasons, most channels first, each with the channels of every producer."""
+    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        found[row.reason][row.producer] += row.channels
+    return sorted(found.items(), key=lambda item: -sum(item[1].values()))
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
@@ -244,23 +259,20 @@ def _render_inspection(found: Inspection, console: Console) -> None:
 
 def _print_not_pruned(title: str, rows: Iterable[NotPruned], console: Console, limit: int | None) -> None:
     """One entry for each reason, most channels first: how many channels, why, and whose."""
-    by_reason: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for row in rows:
-        by_reason[row.reason][row.producer] += row.channels
-    if not by_reason:
+    ranked = by_reason(rows)
+    if not ranked:
         return
-    ranked = sorted(by_reason.items(), key=lambda item: -sum(item[1].values()))
     shown = len(ranked) if limit is None or len(ranked) <= limit else limit - 1
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for reason, producers in ranked[:shown]:
-        names = tables.names(tuple(producers), 3 if limit else len(producers))
+        names = wording.names(tuple(producers), 3 if limit else len(producers))
         cell = Text.assemble(reason, (f" ({names})", "dim"))
-        grid.add_row(tables.plural(sum(producers.values()), "channel"), cell)
+        grid.add_row(wording.plural(sum(producers.values()), "channel"), cell)
     if hidden := ranked[shown:]:
         channels = sum(sum(producers.values()) for _, producers in hidden)
-        grid.add_row(tables.plural(channels, "channel"), f"for {len(hidden)} more reasons, see --json")
+        grid.add_row(wording.plural(channels, "channel"), f"for {len(hidden)} more reasons, see --json")
     console.print()
     tables.line(console, title, style="bold")
     console.print(Padding(grid, (0, 0, 0, 2)))

@@ -21,7 +21,7 @@ from thinet_onnx import pipeline, runtime, surgery, tuning, verify
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.errors import OptionError
 from thinet_onnx.groups import make_plan
-from thinet_onnx.options import Progress, PruneOptions, Silent
+from thinet_onnx.options import Progress, PruneOptions, Show, Silent
 from thinet_onnx.pipeline import Outcome, PruneResult, Run
 from thinet_onnx.setting import Data, open_data, open_model
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
@@ -46,7 +46,7 @@ class Schedule:
 def prune(
     model: onnx.ModelProto | str | os.PathLike[str], data: Data, options: PruneOptions, schedule: Schedule, *,
     preprocess: sources.Preprocess | None = None, test_data: str | os.PathLike[str] | None = None,
-    output: str | os.PathLike[str] | None = None, progress: Progress | None = None,
+    output: str | os.PathLike[str] | None = None, show: Show | None = None, progress: Progress | None = None,
 ) -> PruneResult:  # fmt: skip
     """Prune and fine-tune a model; `pipeline.prune` with training. All of the data trains, `options.samples` calibrate.
 
@@ -58,6 +58,7 @@ def prune(
         preprocess: how images become inputs.
         test_data: labelled data, for accuracy before and after.
         output: where to write the result.
+        show: which held-out samples the report shows.
         progress: who is told how far the run is.
 
     Raises:
@@ -69,7 +70,8 @@ def prune(
     some, rows = sources.sampled(full, options.samples, options.seed)
     work = partial(_work, trainer=_Trainer(full, rows, schedule, progress or Silent()))
     return pipeline.prune(
-        model, some, options, preprocess=preprocess, test_data=test_data, output=output, progress=progress, work=work
+        model, some, options, preprocess=preprocess, test_data=test_data, output=output, show=show, progress=progress,
+        work=work,
     )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def _group_by_group(run: Run, trainer: _Trainer) -> Outcome:
             run.options, target=None, keep=None, preset=None, widths={groups[g].name: decision.widths[g]}, scope="all",
             include=(), exclude=(),
         )  # fmt: skip
-        part = Run(open_model(model, run.options.shapes), run.source, options, run.progress).work()
+        part = Run(open_model(model, run.options.shapes), run.source, options, run.preprocess, run.progress).work()
         kept[g] = np.array(_kept(part, groups[g].name, groups[g].size))
         rebuilt += [entry for entry in part.rebuilt if entry.error is not None]  # a maker of channels has its own round
         worst = max(worst, part.oracle_error)

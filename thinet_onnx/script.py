@@ -1,4 +1,4 @@
-"""Data from a Python function, `file.py:function`: the only code of a user's that is ever executed."""
+"""Calibration data from a Python function of the user's: the only code of others that is ever executed."""
 
 import importlib.util
 import sys
@@ -9,18 +9,17 @@ from typing import Any
 from thinet_onnx.errors import DataError
 from thinet_onnx.images import first_line
 
+FORM = "script.py:function"
 
-def feeds(text: str, kinds: str) -> Generator[Any, None, None]:
-    """Import `file.py:function` and yield what the function does; whatever goes wrong in there is a DataError.
 
-    `kinds` says in messages what else could have been given.
-    """
+def feeds(text: str) -> Generator[Any, None, None]:
+    """Import `file.py:function` and yield what the function does; whatever goes wrong in there is a DataError."""
     stem, _, function = (text if ".py:" in text else f"{text}:").rpartition(".py:")
     path = Path(f"{stem}.py")
     if not function.isidentifier():
         raise DataError(f"{text} names no function: write {path}:function, the function that yields the feeds.")
     if not path.is_file():
-        raise DataError(f"{path} doesn't exist: give {kinds}.")
+        raise DataError(f"{path} doesn't exist: give the path of a script, as {FORM}.")
     # As if imported from its folder: the script finds the modules beside it, and what it defines can be pickled, which
     # data loaders with worker processes need.
     name = path.stem if path.stem not in sys.modules else f"_thinet_onnx_{path.stem}"
@@ -33,10 +32,10 @@ def feeds(text: str, kinds: str) -> Generator[Any, None, None]:
         spec.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
             raise DataError(f"{path} has no function {function!r}: define it, or name another.")
-        made = getattr(module, function)()
-        if isinstance(made, Mapping) or not isinstance(made, Iterable):
-            raise DataError(f"{text} returned {type(made).__name__}: yield dicts of {{input name: array}} one by one.")
-        yield from made
+        given = getattr(module, function)()
+        if isinstance(given, Mapping) or not isinstance(given, Iterable):
+            raise DataError(f"{text} returned {type(given).__name__}: yield dicts of {{input name: array}} one by one.")
+        yield from given
     except DataError:
         raise
     except (Exception, SystemExit) as error:

@@ -8,19 +8,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from thinet_onnx import tables
+from thinet_onnx import tables, wording
 from thinet_onnx.speed_result import BenchReport, Measured
 from thinet_onnx.timing import LEAST_FOR_P99, Ratio
 
 
 def render(report: BenchReport, console: Console) -> None:
     """Print `report` to `console`, as wide as the console is."""
-    threads = tables.plural(report.threads, "thread") if report.threads else "the engine's own number of threads"
+    threads = wording.plural(report.threads, "thread") if report.threads else "the engine's own number of threads"
     shown = _short_names(report.files)
     for (engine, batch), group in groupby(report.rows, key=lambda row: (row.engine, row.batch)):
         rows = list(group)
         runs = rows[0].timing.runs
-        turns = tables.plural(runs, "run") + ("" if len(rows) == 1 else " of each, in turn")
+        turns = wording.plural(runs, "run") + ("" if len(rows) == 1 else " of each, in turn")
         title = f"{engine}, batch {batch}, {threads}: {turns}; milliseconds"
         tables.print_table(_table(rows, shown), console, title)
         for row in rows:
@@ -56,10 +56,10 @@ def _table(rows: Sequence[Measured], shown: Mapping[str, str]) -> Table:
     for row in rows:
         timing = row.timing
         times = (timing.median_ms, timing.p10_ms, timing.p90_ms, timing.p99_ms)
-        figures = ["–" if time is None else tables.milliseconds(time).removesuffix(" ms") for time in times]
+        figures = ["–" if time is None else wording.milliseconds(time).removesuffix(" ms") for time in times]
         ratio = "" if row.ratio is None else f"{row.ratio.median:.3f} ({row.ratio.low:.3f}–{row.ratio.high:.3f})"
         table.add_row(
-            Text(shown[row.file]), *figures, tables.short(row.items_per_second), *([ratio] if compared else [])
+            Text(shown[row.file]), *figures, wording.short(row.items_per_second), *([ratio] if compared else [])
         )
     return table
 
@@ -67,7 +67,7 @@ def _table(rows: Sequence[Measured], shown: Mapping[str, str]) -> Table:
 def _in_words(ratio: Ratio, first: str) -> str:
     if not ratio.clear:
         return f"no clear difference from {first}"
-    return f"{tables.speed(1, ratio.median)} than {first}"
+    return f"{wording.speed(1, ratio.median)} than {first}"
 
 
 def _notes(report: BenchReport) -> list[str]:
@@ -84,5 +84,5 @@ def _notes(report: BenchReport) -> list[str]:
     if any(row.timing.p99_ms is None for row in report.rows):
         notes.append(f"No p99 below {LEAST_FOR_P99} runs: --runs or --seconds takes more.")
     machine = report.machine
-    notes.append(f"Measured on {machine.processor}, {tables.plural(machine.cores, 'core')} to use, {machine.system}.")
+    notes.append(f"Measured on {machine.processor}, {wording.plural(machine.cores, 'core')} to use, {machine.system}.")
     return notes

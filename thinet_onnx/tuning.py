@@ -104,9 +104,11 @@ def curve(result: FinetuneResult) -> TuneCurve:
     """The losses of a run, thinned to a few hundred points, and its validations."""
     width = -(-len(result.losses) // _POINTS) if result.losses else 1
     blocks = [(end, result.losses[end - width : end]) for end in range(width, len(result.losses) + 1, width)]
+    validations = [
+        {"step": entry.step, "loss": entry.loss, "agreement": entry.agreement} for entry in result.validations
+    ]
     return TuneCurve(
-        tuple((end, sum(losses) / width) for end, losses in blocks), tuple(map(dataclasses.asdict, result.validations)),
-        result.steps, result.best_step,
+        tuple((end, sum(losses) / width) for end, losses in blocks), tuple(validations), result.best_step, result.steps
     )  # fmt: skip
 
 

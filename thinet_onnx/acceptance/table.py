@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from thinet_onnx import tables
+from thinet_onnx import tables, wording
 from thinet_onnx.acceptance.result import Check, EngineAnswer, OutputRow, VerifyReport, WorstInput
 from thinet_onnx.check_options import CALLED
 from thinet_onnx.readiness.findings import Readiness
@@ -47,15 +47,15 @@ def _costs(report: VerifyReport) -> Table:
     for label, name, unit in (("MACs", "macs", ""), ("Parameters", "params", ""), ("File size", "bytes", "B")):
         old = getattr(before, name)
         new = None if after is None else getattr(after, name)
-        figures = ("–", "–") if new is None else (tables.short(new, unit), tables.share(new, old))
-        table.add_row(label, tables.short(old, unit), *figures, "")
+        figures = ("–", "–") if new is None else (wording.short(new, unit), wording.share(new, old))
+        table.add_row(label, wording.short(old, unit), *figures, "")
     if (speed := report.speed) is not None:
         ratio = speed.ratio
-        change = tables.speed(1, ratio.median) if ratio.clear else "no clear difference"
+        change = wording.speed(1, ratio.median) if ratio.clear else "no clear difference"
         note = (
             f"{change} (batch {speed.batch}, median of {speed.before.runs}; quartiles {ratio.low:.0%}–{ratio.high:.0%})"
         )
-        times = tables.milliseconds(speed.before.median_ms), tables.milliseconds(speed.after.median_ms)
+        times = wording.milliseconds(speed.before.median_ms), wording.milliseconds(speed.after.median_ms)
         table.add_row("Latency", *times, f"{ratio.median:.1%}", note)
     if (accuracy := report.accuracy) is not None:
         points = 100 * (accuracy.after - accuracy.before)
@@ -75,7 +75,7 @@ def _outputs(rows: Sequence[OutputRow]) -> Table:
         if row.equal is not None:
             notes.append(f"{row.equal:.2%} of the elements are equal")
         if row.unlike:
-            notes.append(f"{tables.plural(row.unlike, 'input')} with another shape, not compared")
+            notes.append(f"{wording.plural(row.unlike, 'input')} with another shape, not compared")
         table.add_row(
             Text(row.output), _figure(row.cosine), _figure(row.relative_error), _percent(row.top1), str(row.samples),
             "; ".join(notes),
@@ -145,7 +145,7 @@ def _verdict(report: VerifyReport, console: Console) -> None:
     else:
         passed = len(report.checks) - skipped
         tables.line(
-            console, f"All {passed} checks passed", f"{rest}. Took {tables.seconds(report.seconds)}.", style="bold"
+            console, f"All {passed} checks passed", f"{rest}. Took {wording.seconds(report.seconds)}.", style="bold"
         )
 
 

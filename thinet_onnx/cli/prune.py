@@ -11,6 +11,7 @@ from thinet_onnx.cli.shared import (
     REPORT,
     TRAIN,
     WHAT,
+    Classes,
     Data,
     Debug,
     Json,
@@ -18,6 +19,7 @@ from thinet_onnx.cli.shared import (
     Mean,
     Model,
     Output,
+    Page,
     Quiet,
     Resize,
     Samples,
@@ -25,10 +27,11 @@ from thinet_onnx.cli.shared import (
     Scopes,
     Shapes,
     Std,
+    Task,
     option,
 )
 from thinet_onnx.errors import OptionError, OutputError
-from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Target, parse_shapes
+from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
 from thinet_onnx.training.options import FinetuneOptions
 
 DEFAULT_TARGET = "macs=50%"
@@ -91,6 +94,9 @@ def prune(
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
     json_file: Json = None,
+    report_file: Page = None,
+    task: Task = "auto",
+    classes: Classes = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -121,21 +127,25 @@ def prune(
                 "--finetune says how to train: say how long, with --finetune-epochs or --finetune-per-layer."
             )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
+        show = Show.parse(task, classes)
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
-        inputs = {"MODEL": model, "--data": data, "--test-data": test_data}
+        inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
         shared.check_output("OUTPUT", output, inputs)
         if output.exists() and output.suffix != ".onnx":
             raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
         if json_file is not None:
             shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+        if report_file is not None:
+            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
 
         with shared.watched(quiet) as progress:
             common: dict[str, Any] = {
                 "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+                "show": show if json_file is not None or report_file is not None else None,
             }  # fmt: skip
             if schedule is None:
                 from thinet_onnx import pipeline  # noqa: PLC0415
@@ -145,7 +155,8 @@ def prune(
                 from thinet_onnx import rounds  # noqa: PLC0415
 
                 result = rounds.prune(model, data, options, rounds.Schedule(*schedule), **common)
-        shared.show(result.report, json_file, quiet)
+        told = dataclasses.replace(result.report, command=shared.command_line())
+        shared.show(told, json_file, quiet, report_file)
 
 
 def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:

@@ -2,10 +2,12 @@
 
 import math
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -21,6 +23,7 @@ from thinet_onnx.result import Inspection, Report, Result, TuneReport
 if TYPE_CHECKING:
     from thinet_onnx.data import Preprocess
 
+ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())  # that the program was called with
 EXAMPLE_DATA = "--data models/fashion_calibration.npz --mean 0.286 --std 0.353"
 
 DATA, PIXELS, WHAT, HOW, TRAIN, REPORT = (
@@ -58,6 +61,12 @@ Layouts = Annotated[Layout, option(PIXELS, "auto|nchw|nhwc", "The model's, if it
 Quiet = Annotated[bool, option(REPORT, "", "Print errors only.", "--quiet", "-q")]
 Scopes = Annotated[Scope, option(WHAT, "inner|all", "all: the channels of residual streams too.", "--scope")]
 Json = Annotated[Path | None, option(REPORT, "FILE", "Write a JSON report: all that is shown, and more.", "--json")]
+Page = Annotated[Path | None, option(REPORT, "FILE", "Write a report to look at: one HTML file.", "--report")]
+Task = Annotated[
+    str,
+    option(REPORT, "auto|detect", "How the report shows outputs: detect draws boxes; also detect:cxcywh, detect:yxyx."),
+]
+Classes = Annotated[Path | None, option(REPORT, "FILE", "Names of the classes for the report, one a line.")]
 Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
 
 
@@ -96,21 +105,35 @@ def watched(quiet: bool) -> Iterator[Progress]:
         progress.close()
 
 
-def show(result: Report | Inspection | TuneReport, json_file: Path | None, quiet: bool = False) -> None:
-    """Print a result, and write it as JSON if a file is named."""
-    present(result, report.render, json_file, quiet)
+def show(
+    result: Report | Inspection | TuneReport, json_file: Path | None, quiet: bool = False, page: Path | None = None
+) -> None:
+    """Print a result, and write it as JSON and as a page if files are named."""
+    present(result, report.render, json_file, quiet, page)
 
 
 def present(
-    result: Shown, render: Callable[[Shown, Console], None], json_file: Path | None, quiet: bool = False
-) -> None:
-    """Print a result in its own way, and write it as JSON if a file is named."""
+    result: Shown, render: Callable[[Shown, Console], None], json_file: Path | None, quiet: bool = False,
+    page: Path | None = None,
+) -> None:  # fmt: skip
+    """Print a result in its own way, and write it as JSON and as a page if files are named."""
     try:
         if not quiet:
             render(result, Console(highlight=False))
-    finally:  # a reader that closed the pipe early still gets the file
+    finally:  # a reader that closed the pipe early still gets the files
         if json_file is not None:
             report.write_json(result, json_file)
+        if page is not None:
+            assert isinstance(result, Report)
+            from thinet_onnx.page import write  # noqa: PLC0415
+
+            write(result, page)
+
+
+def command_line() -> str:
+    """The command as it could be typed again; empty where a command's function is called without one."""
+    arguments = ARGUMENTS.get()
+    return shlex.join(["thinet-onnx", *arguments]) if arguments else ""
 
 
 def floats(option: str, text: str | None) -> tuple[float, ...]:

@@ -13,7 +13,9 @@ from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
+from thinet_onnx.latency import Bench, Search
 from thinet_onnx.options import Progress, PruneOptions
+from thinet_onnx.result import LatencyTarget
 from thinet_onnx.trial import Trial
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -26,12 +28,13 @@ _SHARES = (0.5,)  # of a group that is removed alone, to see how far the output 
 class Decision:
     """`widths`: units that each group keeps; `sensitivity`: how far the output moves for one unit of a group's error.
 
-    `remark` says why the target was missed, None if it was met.
+    `remark` says why the target was missed, None if it was met. `timed` is what was measured for a latency target.
     """
 
     widths: list[int]
     sensitivity: dict[int, float]
     remark: str | None
+    timed: LatencyTarget | None = None
 
 
 def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None:
@@ -49,7 +52,7 @@ def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None
 
 def decide(
     model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
-    progress: Progress,
+    progress: Progress, bench: Bench | None = None,
 ) -> Decision:  # fmt: skip
     """Settle the width of every group.
 
@@ -60,9 +63,11 @@ def decide(
         candidates: groups that may shrink.
         feeds: calibration batches.
         progress: told of each group that is weighed.
+        bench: where times are measured, for a latency target.
 
     Raises:
         TargetError: the target can't be reached.
+        ModelError: the engine can't run a layer or a cut file, for a latency target.
     """
     analysis, options = chooser.analysis, chooser.options
     sizes = analysis.sizes
@@ -74,6 +79,8 @@ def decide(
     if options.preset == "thinet-conv":
         return Decision(presets.thinet_conv(analysis, choices, candidates), {}, None)
     assert options.target is not None
+    if bench is not None:
+        return _timed(bench, Trial(model, chooser, views, candidates, feeds), choices, candidates, progress)
     cost = analysis.macs if options.target.kind == "macs" else analysis.params
     unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
     base = cost.total(sizes)
@@ -82,8 +89,7 @@ def decide(
         raise TargetError(
             f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
         )
-    trial = Trial(model, chooser, views, candidates, feeds)
-    curves, sensitivity = _weigh(trial, candidates, progress)
+    curves, sensitivity = _weigh(Trial(model, chooser, views, candidates, feeds), candidates, progress)
     widths = budget.allocate(sizes, choices, curves, cost, limit, unit)
     widths = _land(widths, chooser, candidates, curves, limit, base)
     missed = (limit - cost.total(widths)) / base
@@ -94,6 +100,19 @@ def decide(
             "(a smaller --round-to allows more)"
         )
     return Decision(widths, sensitivity, remark)
+
+
+def _timed(
+    bench: Bench, trial: Trial, choices: Sequence[Sequence[int]], candidates: Sequence[int], progress: Progress
+) -> Decision:
+    """Widths for a latency target, measured."""
+    analysis, target = trial.chooser.analysis, trial.chooser.options.target
+    assert target is not None
+    bench.share(target)  # known to be less than all before the work begins
+    cost = bench.profile(analysis, candidates, progress)
+    curves, sensitivity = _weigh(trial, candidates, progress)
+    landing = Search(bench, analysis, choices, curves, cost).land(target, progress)
+    return Decision(landing.widths, sensitivity, landing.remark, landing.timed)
 
 
 def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
@@ -115,7 +134,7 @@ def _choices(analysis: Analysis, group: int, options: PruneOptions, candidate: b
     entry = analysis.groups[group]
     if not candidate:
         return [entry.size]
-    floor = entry.floor if options.drop_branches else max(entry.floor, 1)
+    floor = entry.floor if options.drop_branches or options.for_latency else max(entry.floor, 1)
     return budget.widths(entry.size, floor, options.round_to or max(1, budget.default_step(entry.size) // finer))
 
 

@@ -24,11 +24,13 @@ from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
+from thinet_onnx.latency import Bench
 from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
+from thinet_onnx.stopwatch import Stopwatch
 from thinet_onnx.sweep import Sweep
 from thinet_onnx.temper import Tempered, temper
 
@@ -84,6 +86,7 @@ def prune(
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
+    stopwatch: Stopwatch | None = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -97,6 +100,7 @@ def prune(
         output: where to write the result; nothing is written otherwise.
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
+        stopwatch: who measures for a latency target; the engine of the options otherwise.
 
     Raises:
         ThinetError: see `errors`.
@@ -113,7 +117,7 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, progress)
+    run = Run(setting, source, options, progress, stopwatch)
     try:
         result = work(run) if work is not None else run.work()
         report = _report(run, result, test, random_data, output, started)
@@ -147,7 +151,10 @@ class Run:
     `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
     """
 
-    def __init__(self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress) -> None:
+    def __init__(
+        self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:  # fmt: skip
         self.source, self.options, self.progress = source, options, progress
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
@@ -161,6 +168,7 @@ class Run:
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
+        self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
 
     def batches(self, rows: list[int]) -> list[Feeds]:
         """Feeds of some samples, in batches."""
@@ -179,7 +187,8 @@ class Run:
         feeds = self.batches(self.fit)
         sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
         views = sweep.survey(candidates)
-        return Settled(sweep, views, decide(self.model, chooser, views, candidates, feeds, self.progress))
+        decision = decide(self.model, chooser, views, candidates, feeds, self.progress, self.bench)
+        return Settled(sweep, views, decision)
 
     def work(self) -> "Outcome":
         """Observe, decide, prune, cut, verify."""
@@ -308,7 +317,7 @@ def _report(
         options=dataclasses.asdict(options)
         | {"method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description},
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
-        finetune=outcome.tuned,
+        finetune=outcome.tuned, latency_target=outcome.decision.timed,
     )  # fmt: skip
 
 

@@ -37,6 +37,25 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class LatencyTarget:
+    """How a latency target was met: median milliseconds of original and cut file, measured in turn in `engine` at `batch`.
+
+    `wanted`, `measured` and `predicted` are shares of the original's time: asked for, measured (the median over rounds)
+    and expected from the times of single layers. `tries` files were cut and measured; `threads` 0 means the engine's choice.
+    """
+
+    wanted: float
+    measured: float
+    predicted: float
+    original_ms: float
+    pruned_ms: float
+    engine: str
+    batch: int
+    threads: int
+    tries: int
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """How near one output is to the original's, on calibration samples that were not used to fit.
 
@@ -165,6 +184,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     stages: dict[str, float] = field(default_factory=dict)
     finetune: TuneCurve | None = None
+    latency_target: LatencyTarget | None = None
 
 
 @dataclass(frozen=True)

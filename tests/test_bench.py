@@ -20,6 +20,7 @@ import thinet_onnx
 from thinet_onnx import cli, engines, speed, speed_table, timing
 from thinet_onnx.check_options import BenchOptions, parse_batches, parse_engines
 from thinet_onnx.errors import ModelError, OptionError, ThinetError
+from thinet_onnx.machine import machine
 from thinet_onnx.speed_result import BenchReport, Machine, Measured, NotMeasured
 from thinet_onnx.timing import Ratio, Timing
 
@@ -373,5 +374,5 @@ def test_the_example_in_the_help_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/cpuinfo")
 def test_the_machine_is_named() -> None:
-    found = speed.machine()
+    found = machine()
     assert found.processor and found.cores >= 1 and "Linux" in found.system

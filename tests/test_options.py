@@ -38,7 +38,7 @@ def test_targets(text: str, expected: Target, again: str) -> None:
         "macs=",
         "macs=half",
         "flops=50%",
-        "latency=50%",
+        "latency=50",
         "macs=1.2.3%",
         "macs=.",
         "macs=-50%",

@@ -70,6 +70,9 @@ def prune(
     exclude: Sequence[str] = (),
     round_to: int | None = None,
     drop_branches: bool = False,
+    engine: "EngineName" = "ort",
+    latency_batch: int | None = None,
+    threads: int = 0,
     preset: Preset | None = None,
     samples: int | None = None,
     seed: int = 0,
@@ -88,7 +91,8 @@ def prune(
         model: a path, or a ModelProto (left as it is).
         data: calibration data: a folder of images, .npy, .npz or `script.py:function` as a path; arrays by input name; one
             array for a model with one input; an iterable of feeds.
-        target: what is to remain, `macs=50%`, `params=50%` or absolute (`macs=2.0G`); half of the MACs by default.
+        target: what is to remain, `macs=50%`, `params=50%` or absolute (`macs=2.0G`), or `latency=60%` or
+            `latency=4.0ms` as measured on this machine; half of the MACs by default.
         keep: in place of `target`, the share of channels to keep in every group.
         method: how channels are ranked; by default by what a refit leaves without them.
         reconstruct: how the weights that read the cut channels are rebuilt; by default the method's own way.
@@ -96,7 +100,10 @@ def prune(
         include: regular expressions; only groups of matching nodes are pruned.
         exclude: regular expressions; groups of matching nodes are left whole.
         round_to: multiple that widths are rounded to; by default by the width of the group.
-        drop_branches: residual branches may lose all their channels.
+        drop_branches: residual branches may lose all their channels; with a latency target they always may.
+        engine: where latency is measured, for a latency target: `ort`, `openvino` or `tensorrt`.
+        latency_batch: at which batch; by default the file's own, 1 where it is open.
+        threads: of an engine on the CPU; 0 leaves the number to it.
         preset: in place of `target`, a published recipe: `thinet-conv`.
         samples: how many of the data to take, at random.
         seed: of all that is random.
@@ -124,7 +131,8 @@ def prune(
     options = PruneOptions(
         target=None if target is None else Target.parse(target), keep=keep, method=method, reconstruct=reconstruct,
         scope=scope, include=tuple(include), exclude=tuple(exclude), round_to=round_to, samples=samples, seed=seed,
-        drop_branches=drop_branches, preset=preset, shapes=dict(shapes or {}),
+        drop_branches=drop_branches, preset=preset, engine=engine,
+        latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
     )  # fmt: skip
     return pipeline.prune(
         model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from thinet_onnx.cost import Cost
 from thinet_onnx.errors import TargetError
 
+_ROUNDING = 1 + 1e-9  # of sums of floats
 _WIDE = 64  # from this many channels on, widths are multiples of 8
 
 
@@ -72,17 +73,27 @@ def allocate(
     """
     least = [options[0] for options in choices]
     floor = cost.total(least)
-    limit *= 1 + 1e-9  # sums of floats
-    if floor > limit:
+    if floor > limit * _ROUNDING:
         raise TargetError(
             f"--target leaves {limit:,.0f} {unit}, but with every group at its narrowest {floor:,.0f} {unit} remain; "
             "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
         )
+    kept = reach(sizes, choices, curves, cost, limit)
+    if kept is None:
+        raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
+    return kept
+
+
+def reach(
+    sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost, limit: float
+) -> list[int] | None:
+    """The choice of `allocate`, also for costs that don't always fall with the width; None where the greedy way ends early."""
+    limit *= _ROUNDING
     for kept in descent(sizes, choices, curves, cost):
         if cost.total(kept) <= limit:
             break
     else:
-        raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
+        return None
     give_back(kept, sizes, choices, curves, cost, limit)
     return kept
 

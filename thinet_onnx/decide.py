@@ -14,8 +14,9 @@ from thinet_onnx.consumers import Consumer
 from thinet_onnx.cost import Cost
 from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
+from thinet_onnx.latency import Bench, Search
 from thinet_onnx.options import Progress, PruneOptions
-from thinet_onnx.result import Tradeoff
+from thinet_onnx.result import LatencyTarget, Tradeoff
 from thinet_onnx.trial import Trial
 
 Feeds = dict[str, np.ndarray[Any, Any]]
@@ -31,6 +32,7 @@ class Decision:
 
     `remark` says why the target was missed, None if it was met. `errors` are the squared relative errors of a candidate's
     readers when 0, 1, … of its units are gone. `tradeoff` is what other targets would have cost, and the choice.
+    `timed` is what was measured for a latency target.
     """
 
     widths: list[int]
@@ -38,6 +40,7 @@ class Decision:
     remark: str | None
     errors: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     tradeoff: tuple[Tradeoff, ...] = ()
+    timed: LatencyTarget | None = None
 
 
 def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None:
@@ -55,7 +58,7 @@ def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None
 
 def decide(
     model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
-    progress: Progress,
+    progress: Progress, bench: Bench | None = None,
 ) -> Decision:  # fmt: skip
     """Settle the width of every group.
 
@@ -66,9 +69,11 @@ def decide(
         candidates: groups that may shrink.
         feeds: calibration batches.
         progress: told of each group that is weighed.
+        bench: where times are measured, for a latency target.
 
     Raises:
         TargetError: the target can't be reached.
+        ModelError: the engine can't run a layer or a cut file, for a latency target.
     """
     analysis, options = chooser.analysis, chooser.options
     sizes = analysis.sizes
@@ -80,6 +85,8 @@ def decide(
     if options.preset == "thinet-conv":
         return Decision(presets.thinet_conv(analysis, choices, candidates), {}, None)
     assert options.target is not None
+    if bench is not None:
+        return _timed(bench, Trial(model, chooser, views, candidates, feeds), choices, candidates, progress)
     cost = analysis.macs if options.target.kind == "macs" else analysis.params
     unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
     base = cost.total(sizes)
@@ -124,6 +131,20 @@ def _tradeoff(
     return tuple(sorted(points, key=lambda point: -point.macs))
 
 
+def _timed(
+    bench: Bench, trial: Trial, choices: Sequence[Sequence[int]], candidates: Sequence[int], progress: Progress
+) -> Decision:
+    """Widths for a latency target, measured."""
+    analysis, target = trial.chooser.analysis, trial.chooser.options.target
+    assert target is not None
+    bench.share(target)  # known to be less than all before the work begins
+    cost = bench.profile(analysis, candidates, progress)
+    curves, sensitivity = _weigh(trial, candidates, progress)
+    landing = Search(bench, analysis, choices, curves, cost).land(target, progress)
+    tradeoff = _tradeoff(analysis, choices, curves, cost, landing.widths)
+    return Decision(landing.widths, sensitivity, landing.remark, trial.errors, tradeoff, landing.timed)
+
+
 def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
     """Widths by the names of groups."""
     found = {group.name: group for group in analysis.groups}
@@ -143,7 +164,7 @@ def _choices(analysis: Analysis, group: int, options: PruneOptions, candidate: b
     entry = analysis.groups[group]
     if not candidate:
         return [entry.size]
-    floor = entry.floor if options.drop_branches else max(entry.floor, 1)
+    floor = entry.floor if options.drop_branches or options.for_latency else max(entry.floor, 1)
     return budget.widths(entry.size, floor, options.round_to or max(1, budget.default_step(entry.size) // finer))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+from thinet_onnx.check_options import ENGINES, EngineName
 from thinet_onnx.errors import OptionError
 
 Method = Literal["obs", "thinet", "thinet-omp", "thinet-sampled", "weight-sum", "apoz", "random"]
@@ -24,38 +25,49 @@ _MOST_CLASSES = 100_000
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
+_UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}  # in milliseconds
+
+
 @dataclass(frozen=True)
 class Target:
-    """What is to remain: a share of the original (`relative`, 0..1) or an absolute number of MACs or parameters."""
+    """What is to remain: a share of the original (`relative`, 0..1), or a number of MACs, parameters or milliseconds."""
 
-    kind: Literal["macs", "params"]
+    kind: Literal["macs", "params", "latency"]
     value: float
     relative: bool
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """Read `macs=50%`, `params=0.5`, `macs=2.0G` (k, M, G, T are decimal).
+        """Read `macs=50%`, `params=0.5`, `macs=2.0G` (k, M, G, T are decimal), `latency=60%`, `latency=4.0ms` (us, ms, s).
 
         Raises OptionError if the text is none of these.
         """
-        match = re.fullmatch(r"(macs|params)=([0-9.]+)\s*(%|[kKmMgGtT]?)", text.strip())
+        match = re.fullmatch(r"(macs|params|latency)=([0-9.]+)\s*(%|[kKmMgGtT]?|[uµm]?s)", text.strip())
         try:
             if match is None:
                 raise ValueError
-            number, suffix = float(match[2]), match[3].lower()
+            kind, number, suffix = match[1], float(match[2]), match[3].lower()
+            share = suffix == "%" or (not suffix and number <= 1)
+            if not share and suffix not in (_UNITS if kind == "latency" else _SUFFIXES):
+                raise ValueError
         except ValueError:
             raise OptionError(
-                f"--target {text!r} is not understood: write what is to remain, such as macs=50%, params=50% or macs=2.0G."
+                f"--target {text!r} is not understood: write what is to remain, such as macs=50%, params=50%, macs=2.0G, "
+                "latency=60% or latency=4.0ms."
             ) from None
-        if suffix == "%" or (not suffix and number <= 1):
-            share = number / 100 if suffix == "%" else number
-            if not 0 < share < 1:
+        if share:
+            number = number / 100 if suffix == "%" else number
+            if not 0 < number < 1:
                 raise OptionError(f"--target {text!r}: the share that is to remain must lie between 0% and 100%.")
-            return cls(match[1], share, True)  # type: ignore[arg-type]
-        return cls(match[1], number * _SUFFIXES[suffix], False)  # type: ignore[arg-type]
+            return cls(kind, number, True)  # type: ignore[arg-type]
+        if kind == "latency" and not number:
+            raise OptionError(f"--target {text!r}: a network takes some time; ask for more than none.")
+        return cls(kind, number * (_UNITS | _SUFFIXES)[suffix], False)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.value:.4g}" if not self.relative else f"{self.kind}={100 * self.value:g}%"
+        if self.relative:
+            return f"{self.kind}={100 * self.value:g}%"
+        return f"{self.kind}={self.value:.4g}" + ("ms" if self.kind == "latency" else "")
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
@@ -86,7 +98,9 @@ class PruneOptions:
     (those it doesn't name stay whole), `preset` a published recipe (see `presets`). `reconstruct` None is the method's own: the
     papers' scale for `thinet-sampled` and `thinet-omp`, for all others a full refit of the layers that read cut channels,
     and jointly with it of those that make them. `method` None means `obs` before a full refit, else `thinet`.
-    With `drop_branches` a residual branch may lose all its channels, where that serves the target best.
+    With `drop_branches` a residual branch may lose all its channels, where that serves the target best; with a latency
+    target it always may. Latency is measured in `engine` with `threads` (0: the engine's own choice) at `latency_batch`
+    (None: the file's own, 1 where it is open); the three mean nothing for other targets, and may not be set for them.
     `round_to` is the multiple that widths are rounded to; None picks it by the width of the group. `include` and `exclude`
     are regular expressions searched in node names: a group is left whole if one of its producers is excluded or, with
     `include`, none is included.
@@ -103,6 +117,9 @@ class PruneOptions:
     exclude: tuple[str, ...] = ()
     round_to: int | None = None
     drop_branches: bool = False
+    engine: EngineName = "ort"
+    latency_batch: int | None = None
+    threads: int = 0
     samples: int | None = None
     seed: int = 0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -134,6 +151,7 @@ class PruneOptions:
     def __post_init__(self) -> None:
         if sum(choice is not None for choice in (self.target, self.keep, self.widths, self.preset)) != 1:
             raise OptionError("Say either --target (such as macs=50%), --keep (such as 0.5) or --preset, one of them.")
+        self._check_latency()
         if self.preset is not None and self.preset not in PRESETS:
             raise OptionError(f"--preset {self.preset!r} is unknown: choose one of {', '.join(PRESETS)}.")
         if self.keep is not None and not 0 < self.keep < 1:
@@ -155,6 +173,26 @@ class PruneOptions:
                     re.compile(pattern)
                 except re.error as error:
                     raise OptionError(f"--{option} {pattern!r} is not a regular expression ({error}).") from None
+
+    @property
+    def for_latency(self) -> bool:
+        """Whether the target is a time."""
+        return self.target is not None and self.target.kind == "latency"
+
+    def _check_latency(self) -> None:
+        for option, given in (
+            ("--engine", self.engine != "ort"),
+            ("--latency-batch", self.latency_batch is not None),
+            ("--threads", self.threads != 0),
+        ):
+            if given and not self.for_latency:
+                raise OptionError(f"{option} says how latency is measured; it needs --target latency=… (such as 60%).")
+        if self.engine not in ENGINES:
+            raise OptionError(f"--engine {self.engine!r} is unknown: choose one of {', '.join(ENGINES)}.")
+        if self.latency_batch is not None and self.latency_batch < 1:
+            raise OptionError(f"--latency-batch {self.latency_batch}: it must be 1 or more.")
+        if self.threads < 0:
+            raise OptionError(f"--threads {self.threads}: it must be 0 or more.")
 
 
 @dataclass(frozen=True)

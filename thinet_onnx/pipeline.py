@@ -25,11 +25,13 @@ from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
+from thinet_onnx.latency import Bench
 from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
+from thinet_onnx.stopwatch import Stopwatch
 from thinet_onnx.sweep import Sweep
 from thinet_onnx.temper import Tempered, temper
 
@@ -86,6 +88,7 @@ def prune(
     show: Show | None = None,
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
+    stopwatch: Stopwatch | None = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -100,6 +103,7 @@ def prune(
         show: which held-out samples the report shows, and how their outputs are read; none if None (or for noise).
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
+        stopwatch: who measures for a latency target; the engine of the options otherwise.
 
     Raises:
         ThinetError: see `errors`.
@@ -116,7 +120,7 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, preprocess, progress)
+    run = Run(setting, source, options, preprocess, progress, stopwatch)
     try:
         result = work(run) if work is not None else run.work()
         report = _report(run, result, test, random_data, output, started, None if random_data else show)
@@ -152,7 +156,7 @@ class Run:
 
     def __init__(
         self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
-        progress: Progress,
+        progress: Progress, stopwatch: Stopwatch | None = None,
     ) -> None:  # fmt: skip
         self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
         if len(source) < 2:
@@ -167,6 +171,7 @@ class Run:
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
+        self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
 
     def batches(self, rows: list[int]) -> list[Feeds]:
         """Feeds of some samples, in batches."""
@@ -185,7 +190,8 @@ class Run:
         feeds = self.batches(self.fit)
         sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
         views = sweep.survey(candidates)
-        return Settled(sweep, views, decide(self.model, chooser, views, candidates, feeds, self.progress))
+        decision = decide(self.model, chooser, views, candidates, feeds, self.progress, self.bench)
+        return Settled(sweep, views, decision)
 
     def work(self) -> "Outcome":
         """Observe, decide, prune, cut, verify."""
@@ -321,7 +327,7 @@ def _report(
             "test_data": None if test is None else test.description, "preprocess": dataclasses.asdict(run.preprocess),
         },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
-        finetune=outcome.tuned,
+        finetune=outcome.tuned, latency_target=outcome.decision.timed,
         held=tuple(map(run.source.title, run.held)), tradeoff=outcome.decision.tradeoff, examples=shown,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

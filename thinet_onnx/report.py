@@ -86,7 +86,13 @@ def _lists_on_one_line(text: str) -> str:
 
 def _render_report(report: Report, console: Console) -> None:
     tables.line(console, report.model, f" → {report.output}" if report.output else "", style="bold")
-    tables.line(console, f"Target {report.target}: ", "reached" if report.target_met else "NOT reached (see below)")
+    met = "" if report.target_met else ", NOT reached (see below)"
+    if (timed := report.latency_target) is not None:
+        target = report.target.removeprefix("latency=")
+        found = f"{timed.measured:.2f} of the original, measured on {timed.engine} at batch {timed.batch}{met}"
+        tables.line(console, f"Latency target {target}: ", found)
+    else:
+        tables.line(console, f"Target {report.target}: ", met.removeprefix(", ") or "reached")
     tables.print_table(_before_after(report), console)
     if report.fidelity:
         title = "Outputs compared with the original's, on samples that were not used to fit"

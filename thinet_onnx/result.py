@@ -37,6 +37,25 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class LatencyTarget:
+    """How a latency target was met: median milliseconds of original and cut file, measured in turn in `engine` at `batch`.
+
+    `wanted`, `measured` and `predicted` are shares of the original's time: asked for, measured (the median over rounds)
+    and expected from the times of single layers. `tries` files were cut and measured; `threads` 0 means the engine's choice.
+    """
+
+    wanted: float
+    measured: float
+    predicted: float
+    original_ms: float
+    pruned_ms: float
+    engine: str
+    batch: int
+    threads: int
+    tries: int
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """How near one output is to the original's, on calibration samples that were not used to fit.
 
@@ -280,6 +299,7 @@ class Report:
     finetune: TuneCurve | None = None
     command: str = ""
     finished: str = ""
+    latency_target: LatencyTarget | None = None
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _group_by_group(run: Run, trainer: _Trainer) -> Outcome:
     for g in cut:
         options = dataclasses.replace(
             run.options, target=None, keep=None, preset=None, widths={groups[g].name: decision.widths[g]}, scope="all",
-            include=(), exclude=(),
+            include=(), exclude=(), engine="ort", latency_batch=None, threads=0,
         )  # fmt: skip
         part = Run(open_model(model, run.options.shapes), run.source, options, run.preprocess, run.progress).work()
         kept[g] = np.array(_kept(part, groups[g].name, groups[g].size))

@@ -1,18 +1,16 @@
 """How fast files run, side by side: the work of `bench`."""
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from thinet_onnx import data as sources
 from thinet_onnx import engines, summary
 from thinet_onnx.check_options import BenchOptions
 from thinet_onnx.engines import Engine, Program
 from thinet_onnx.errors import ModelError, OptionError
+from thinet_onnx.machine import machine
 from thinet_onnx.options import Progress, Silent
-from thinet_onnx.speed_result import BenchReport, Machine, Measured, NotMeasured
+from thinet_onnx.speed_result import BenchReport, Measured, NotMeasured
 from thinet_onnx.subject import Data, Feeds, Model, Subject, WrongBatchError, open_subjects
 from thinet_onnx.timing import Ratio, Timing, interleaved
 
@@ -142,20 +140,3 @@ def _unsteady(rows: Sequence[Measured]) -> list[str]:
         "fastest tenth or longer. Something else may be using the machine; trust the ratios, which are taken round by round, "
         "more than the times."
     ]
-
-
-def machine() -> Machine:
-    """What this process runs on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(_processor(), cores, platform.platform(terse=True))
-
-
-def _processor() -> str:
-    """The processor's name as the system knows it."""
-    described = Path("/proc/cpuinfo")
-    if described.is_file():
-        for line in described.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()

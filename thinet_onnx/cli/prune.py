@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Annotated, Any
 
+from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
     DATA,
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    TIME,
     TRAIN,
     WHAT,
     Classes,
@@ -57,7 +59,12 @@ def prune(
     layout: Layouts = "auto",
     target: Annotated[
         str | None,
-        option(WHAT, "KIND=SIZE", "What remains: macs=50%, params=50%, macs=2.0G.", default=DEFAULT_TARGET),
+        option(
+            WHAT,
+            "KIND=SIZE",
+            "What remains: macs=50%, params=50%, macs=2.0G, latency=60%, latency=4.0ms.",
+            default=DEFAULT_TARGET,
+        ),
     ] = None,
     keep: Annotated[float | None, option(WHAT, "SHARE", "In place of --target: the same share per layer.")] = None,
     preset: Annotated[
@@ -69,6 +76,11 @@ def prune(
     exclude: Annotated[list[str] | None, option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
     round_to: Annotated[int | None, option(WHAT, "N", "Keep multiples of N channels.", default="by width")] = None,
     drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
+    engine: Annotated[EngineName, option(TIME, "NAME", "ort, openvino or tensorrt.")] = "ort",
+    latency_batch: Annotated[int | None, option(TIME, "N", "Batch size.", default="the file's own, or 1")] = None,
+    threads: Annotated[
+        int | None, option(TIME, "N", "Threads of a CPU engine.", default="the engine's own choice")
+    ] = None,
     method: Annotated[
         Method | None,
         option(
@@ -113,6 +125,9 @@ def prune(
             exclude=tuple(exclude or ()),
             round_to=round_to,
             drop_branches=drop_branches,
+            engine=engine,
+            latency_batch=latency_batch,
+            threads=threads or 0,
             samples=samples,
             seed=seed,
             shapes=parse_shapes(shape or []),

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())  # that the program was called with
 EXAMPLE_DATA = "--data models/fashion_calibration.npz --mean 0.286 --std 0.353"
 
-DATA, PIXELS, WHAT, HOW, TRAIN, REPORT = (
+DATA, PIXELS, WHAT, TIME, HOW, TRAIN, REPORT = (
     "Calibration data",
     "Images (folders, and arrays of uint8): (pixel × scale − mean) / std",
     "What to remove",
+    "Where latency is measured (for --target latency)",
     "How to remove it",
     "Fine-tuning (needs PyTorch)",
     "Checking and reporting",

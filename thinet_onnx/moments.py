@@ -18,6 +18,7 @@ Floats = NDArray[np.floating[Any]]
 
 _BLOCK = 8192  # rows that are multiplied in float32 before they are added in float64
 _DENSE = 0.9  # share of columns in use, below which the others are left out of a product
+_WIDE = 2048  # columns, from which on products of weights are taken in float32
 _LARGE = 1e16  # values whose products might not fit float32
 
 
@@ -167,10 +168,8 @@ def objective(h: Floats, weights: Floats, keys: NDArray[np.int64], units: int) -
     columns = columns[np.argsort(keys[columns], kind="stable")]
     if not np.array_equal(columns, np.arange(len(h))):
         h, weights = h[np.ix_(columns, columns)], weights[:, columns]
-    weights = weights.astype(np.float64, copy=False)
-    product = weights.T @ weights
-    product *= h
+    weights = weights.astype(np.float64 if len(columns) < _WIDE else np.float32, copy=False)
     found, starts = np.unique(keys[columns], return_index=True)
     result = np.zeros((units, units))
-    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat(product, starts, 0), starts, 1)
+    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat((weights.T @ weights) * h, starts, 0), starts, 1)
     return result

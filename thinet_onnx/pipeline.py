@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ Feeds = dict[str, Array]
 
 _TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
-_BATCH_ELEMENTS = 1_200_000  # input elements of one batch, more or less
+_BATCH_ELEMENTS = 1_250_000  # input elements of one batch, more or less
 _LEAST_BATCHES = 8  # so that some can be kept apart, to check on what the others fit
 
 
@@ -180,6 +180,11 @@ class Run:
         """Feeds of some samples, in batches."""
         return Batches(self.source.batch, rows, self.size)
 
+    @cached_property
+    def held_before(self) -> list[list[Array]]:
+        """What the original answers to the samples that nothing is fitted on."""
+        return runtime.outputs(self.model, self.held_batches)
+
     def settle(self) -> "Settled":
         """Observe, and decide on widths."""
         options, analysis = self.options, self.analysis
@@ -208,7 +213,7 @@ class Run:
         tempered = None
         if self.options.reconstruction != "none":
             columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.held_batches)
+            tempered = temper(self.model, rebuilt, columns, self.held_batches, self.held_before)
             rebuilt = tempered.rebuilt
         self.progress.advance()
         return self._cut(plan, kept, rebuilt, decision, tempered)
@@ -290,7 +295,7 @@ def _report(
     setting, analysis, options = run.setting, run.analysis, run.options
     run.progress.start("Measuring", 3)
     held = run.held_batches
-    before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
+    before, after = run.held_before, runtime.outputs(outcome.twin, held)
     answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
     near = verify.fidelity(answers.names, before, after, items=answers.items)
     shown = Examples()

@@ -57,7 +57,7 @@ class Trial:
         self._model, self._chooser, self._feeds = model, chooser, feeds
         first = next(iter(feeds[0].values()))
         batch = max(first.shape[0] if first.ndim else 1, 1)
-        images = np.clip(2 * len(feeds) * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
+        images = np.clip(len(feeds) * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
         apart = [place for place in range(len(feeds)) if is_check(place)] or list(range(len(feeds)))
         self._batches = apart[: max(1, -(-int(images) // batch))]
         self._reference: Answers | None = None

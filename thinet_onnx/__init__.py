@@ -19,6 +19,7 @@ from thinet_onnx.errors import (
     OptionError,
     OutputError,
     ReportError,
+    StateError,
     TargetError,
     ThinetError,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "ReportError",
+    "StateError",
     "TargetError",
     "ThinetError",
     "__version__",
@@ -83,6 +85,9 @@ def prune(
     examples: int = 0,
     task: str = "auto",
     classes: Sequence[str] = (),
+    state: str | os.PathLike[str] | None = None,
+    save_moments: str | os.PathLike[str] | None = None,
+    from_moments: str | os.PathLike[str] | None = None,
     **pixels: Any,
 ) -> "PruneResult":
     """Prune a model: the command `thinet-onnx prune` as a function.
@@ -114,6 +119,9 @@ def prune(
         examples: how many held-out samples the report shows with both networks' answers.
         task: how their outputs are read: `auto`, `detect` (boxes), `detect:cxcywh` or `detect:yxyx`.
         classes: names of the classes, for the examples.
+        state: folder in which an interrupted run finds how far it got; the same call goes on from there.
+        save_moments: file for what was learnt of the model before widths were chosen; no target matters to it.
+        from_moments: such a file of an earlier run with the same model and data.
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
@@ -122,9 +130,11 @@ def prune(
     Raises:
         ThinetError: one sentence for people (see `errors`).
     """
+    from pathlib import Path
+
     from thinet_onnx import pipeline
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import PruneOptions, Show, Target
+    from thinet_onnx.options import PruneOptions, Show, Storage, Target
 
     if target is None and keep is None and preset is None:
         target = "macs=50%"
@@ -137,6 +147,7 @@ def prune(
     return pipeline.prune(
         model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
         show=Show.of(task, classes, examples),
+        storage=Storage(*(None if path is None else Path(path) for path in (state, save_moments, from_moments))),
     )  # fmt: skip
 
 

@@ -121,8 +121,8 @@ def decide(
         landing = Search(bench, analysis, allowed, curves, cost).land(target, progress)
         widths, remark, timed = landing.widths, landing.remark, landing.timed
     else:
-        widths, remark = _fewest(chooser, candidates, curves, cost, target)
-    tradeoff = _tradeoff(analysis, allowed, curves, cost, widths)
+        widths, remark = fewest(chooser, candidates, curves, cost, target)
+    tradeoff = tradeoff_of(analysis, allowed, curves, cost, widths)
     return Decision(widths, weighed.sensitivity, remark, weighed.errors, tradeoff, timed)
 
 
@@ -130,7 +130,7 @@ def _limit(target: Target, base: float) -> float:
     return target.value * (base if target.relative else 1)
 
 
-def _fewest(
+def fewest(
     chooser: Chooser, candidates: Collection[int], curves: Sequence[budget.Curve], cost: Cost, target: Target
 ) -> tuple[list[int], str | None]:
     """Widths for a target of MACs or parameters, and a remark where it is missed."""
@@ -148,7 +148,7 @@ def _fewest(
     )
 
 
-def _tradeoff(
+def tradeoff_of(
     analysis: Analysis, allowed: Sequence[Sequence[int]], curves: Sequence[budget.Curve], cost: Cost, widths: list[int]
 ) -> tuple[Tradeoff, ...]:
     """Points on the way down from the whole network, evenly spaced in cost, and the point chosen; largest first."""

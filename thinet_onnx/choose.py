@@ -104,7 +104,7 @@ class Chooser:
         self.analysis = analysis
         self.options = options
         self.offsets = unit_offsets(analysis)
-        self._ridges: dict[Consumer, float] = {}
+        self.ridges: dict[Consumer, float] = {}
         self.readers: list[list[Consumer]] = [
             [c for c in consumers if self._local(c.keys, index).max(initial=-1) >= 0]
             for index in range(len(analysis.groups))
@@ -240,7 +240,7 @@ class Chooser:
             ratios[count] = held / max(float(error[count - 1]), 1e-12)
         for place, view in enumerate(views):
             view.solved = middle[place]
-            self._ridges[view.consumer] = middle[place].ridge
+            self.ridges[view.consumer] = middle[place].ridge
         counts = sorted(ratios)
         return np.interp(np.arange(1, size + 1), counts, [ratios[count] for count in counts])
 
@@ -299,7 +299,7 @@ class Chooser:
         """The ridge to refit with; of very wide layers the one that served the original."""
         if not view.check:
             return RIDGE
-        known = self._ridges.get(view.consumer)
+        known = self.ridges.get(view.consumer)
         if known is not None and view.consumer.columns >= _MANY_COLUMNS:
             return known
         return self._ridge(view, columns).ridge

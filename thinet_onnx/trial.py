@@ -30,7 +30,7 @@ _FAR = 1e6  # stands for a distance that isn't a number
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Tried:
     """One group cut alone: the squared relative `errors` of its readers when 0, 1, … of its units are gone, and how far the
     output `moved` when so many were (KL divergence or relative error)."""
 
@@ -69,7 +69,7 @@ class Trial:
             self._reference = self._whole([], self._batches)
         return self._reference
 
-    def weigh(self, group: int, views: Mapping[Consumer, View], run: Run | None = None) -> Weighed:
+    def one(self, group: int, views: Mapping[Consumer, View], run: Run | None = None) -> Tried:
         """Try a group.
 
         Args:
@@ -86,7 +86,7 @@ class Trial:
             refits = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
             far = verify.distance(self.reference, (run or self._whole)(refits, self._batches))
             moved[gone] = far if np.isfinite(far) else _FAR
-        return Weighed(errors, moved)
+        return Tried(errors, moved)
 
     def _whole(self, refits: list[Refit], batches: Sequence[int]) -> Answers:
         return runtime.outputs(surgery.refit(self._model, refits), (self._feeds[place] for place in batches))

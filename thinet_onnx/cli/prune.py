@@ -1,6 +1,7 @@
 """`thinet-onnx prune`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 from thinet_onnx.check_options import EngineName
@@ -10,12 +11,14 @@ from thinet_onnx.cli.shared import (
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    STORE,
     TIME,
     TRAIN,
     WHAT,
     Classes,
     Data,
     Debug,
+    FromMoments,
     Json,
     Layouts,
     Mean,
@@ -25,6 +28,7 @@ from thinet_onnx.cli.shared import (
     Quiet,
     Resize,
     Samples,
+    SaveMoments,
     Scale,
     Scopes,
     Shapes,
@@ -102,6 +106,11 @@ def prune(
         list[str] | None,
         option(TRAIN, "OPTION=VALUE", "How, as finetune has it: learning-rate=1e-4; repeatable.", default="its own"),
     ] = None,
+    state: Annotated[
+        Path | None, option(STORE, "DIR", "Keep how far the run is; the same command goes on after an interruption.")
+    ] = None,
+    save_moments: SaveMoments = None,
+    from_moments: FromMoments = None,
     test_data: Annotated[
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
@@ -152,6 +161,8 @@ def prune(
         shared.check_output("OUTPUT", output, inputs)
         if output.exists() and output.suffix != ".onnx":
             raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
+        storage = shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output})
+        inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if json_file is not None:
             shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
         if report_file is not None:
@@ -159,7 +170,7 @@ def prune(
 
         with shared.watched(quiet) as progress:
             common: dict[str, Any] = {
-                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
             }  # fmt: skip
             if schedule is None:

@@ -17,6 +17,7 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 
 _BLOCK = 8192  # rows that are multiplied in float32 before they are added in float64
+_NUMBERS = 8_000_000  # of a block, of few very long rows
 _DENSE = 0.9  # share of columns in use, below which the others are left out of a product
 _WIDE = 2048  # columns, from which on products of weights are taken in float32
 _LARGE = 1e16  # values whose products might not fit float32
@@ -43,7 +44,7 @@ class Moments:
         """Take in rows (m×n) and their targets (m×D), float32; they are summed up in blocks."""
         self._waiting.append((rows, np.empty((len(rows), 0), np.float32) if targets is None else targets))
         self.count += len(rows)
-        if sum(len(u) for u, _ in self._waiting) >= _BLOCK:
+        if sum(len(u) for u, _ in self._waiting) >= min(_BLOCK, _NUMBERS // len(self.h)):
             self.flush()
 
     def flush(self) -> None:

@@ -50,7 +50,7 @@ class Kept:
     def _put(self, value: Array) -> None:
         if self._shelf.has_room(value):
             self._shelf.used += self._bytes
-            self._value = value
+            self._value = value if value.flags.owndata else value.copy()
         else:
             self._file = self._shelf.new_file()
             np.ascontiguousarray(value).tofile(self._file)
@@ -70,6 +70,9 @@ class Shelf:
 
     def put(self, value: Array) -> Kept:
         """Put an array aside; it must not be changed from here on.
+
+        One that looks into somebody else's memory is copied: an answer of ONNX Runtime would hold on to all that its session
+        has ever allocated.
 
         Raises OSError where it should go to a file and the disk is full.
         """

@@ -4,6 +4,7 @@ Files are read and written, not mapped: a mapped file counts as this process's m
 """
 
 import contextlib
+import ctypes
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,22 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library can: what it keeps in pieces adds up."""
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+def _find_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library than glibc
+        return None
+
+
+_TRIM = _find_trim()
 
 
 class Kept:

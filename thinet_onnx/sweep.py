@@ -16,6 +16,7 @@ from thinet_onnx.observe import Watcher, tour
 from thinet_onnx.options import Progress
 from thinet_onnx.pairs import Pair
 from thinet_onnx.polish import Polisher
+from thinet_onnx.shelf import trim
 from thinet_onnx.stream import Stream
 from thinet_onnx.surgery import Refit
 from thinet_onnx.trial import Answers, Run, Trial, Tried
@@ -153,6 +154,7 @@ class Sweep:
                             views[known] = views[known].slim()
                         else:
                             del views[known]
+                trim()
                 self.progress.advance()
         return views, tried
 
@@ -240,6 +242,7 @@ class Sweep:
                     pruned.again(stop)
                 elif pair is not None:
                     pruned.release()
+                trim()
                 self.progress.advance()
 
     def _step(

@@ -40,7 +40,7 @@ Feeds = dict[str, Array]
 
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
 _TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
-_BATCH_ELEMENTS = 1_250_000  # input elements of one batch, more or less
+_BATCH_ELEMENTS = 650_000  # input elements of one batch, more or less
 _LEAST_BATCHES = 8  # so that some can be kept apart, to check on what the others fit
 
 

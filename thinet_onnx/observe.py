@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinet_onnx.consumers import Consumer
+from thinet_onnx.errors import ModelError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
 from thinet_onnx.rules import Linear
@@ -70,6 +71,9 @@ class Watcher:
         """Take in one batch: tensors of the original network and, if it is another, of the one pruned so far.
 
         Every fourth batch is summed up apart, to check on what the others fit.
+
+        Raises:
+            ModelError: the original computes with NaN or infinity.
         """
         self._checking = is_check(self._batches)
         self._batches += 1
@@ -86,7 +90,7 @@ class Watcher:
         self._seen += len(rows)
         if self.moments:
             dense = rows if original is pruned else rows_at(original[use.x], use.x_axis, use.window, picks)
-            targets = self._answer(dense)
+            targets = self._answer(use, original[use.x], dense)
             if other and original is not pruned:
                 loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
                 targets += loss * self.consumer.inverse_scale()
@@ -108,10 +112,17 @@ class Watcher:
         width = rows.shape[1] // self.consumer.matrix.shape[0]
         return rows[:, part * width : (part + 1) * width]
 
-    def _answer(self, rows: Array) -> Array:
-        """The layer's own output for some rows, bias included: (m×D)."""
-        parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
-        return np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
+    def _answer(self, use: Linear, x: Array, rows: Array) -> Array:
+        """The layer's own output for some rows of x, bias included: (m×D)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
+            answer: Array = np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
+            if not np.isfinite(x.sum(dtype=np.float32)) or not np.isfinite(answer.sum()):
+                raise ModelError(
+                    f"The layer {use.node.title!r} computes NaN, infinite or huge values on the calibration data; "
+                    "look for such weights in the model, and check how the data are scaled."
+                )
+        return answer
 
     def _sample(self, rows: Array) -> None:
         """The paper's rows: for each position one output filter, and every unit's partial sum of it."""

@@ -126,6 +126,8 @@ class PruneOptions:
             raise OptionError(f"--round-to {self.round_to}: the multiple must be 1 or more.")
         if self.samples is not None and self.samples < 2:
             raise OptionError(f"--samples {self.samples}: at least 2 are needed, one to fit and one to check.")
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: it must be 0 or more.")
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 try:

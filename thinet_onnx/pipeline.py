@@ -105,7 +105,7 @@ def prune(
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
     if output is not None:
-        graphs.writable(output)
+        setting.check_output(output)
     source = _open_data(setting, data, options, preprocess, random_data)
     test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
     if test is not None and test.labels is None:
@@ -164,6 +164,7 @@ class _Run:
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
+        verify.require_numbers(setting.model, item)
 
     def batches(self, rows: list[int]) -> list[Feeds]:
         """Feeds of some samples, in batches."""

@@ -42,11 +42,11 @@ def write_json(result: Report | Inspection, path: str | os.PathLike[str]) -> Non
     """
     plain = json.loads(json.dumps(to_dict(result)), parse_constant=lambda _: None)
     text = _lists_on_one_line(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
     check_writable(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -133,7 +133,9 @@ def _fidelity(rows: Sequence[Fidelity]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         same = "" if row.top1 is None else f"{row.top1:.1%}"
-        table.add_row(Text(row.output), f"{row.cosine:.4f}", f"{row.relative_error:.4f}", same, str(row.samples))
+        table.add_row(
+            Text(printable(row.output)), f"{row.cosine:.4f}", f"{row.relative_error:.4f}", same, str(row.samples)
+        )
     return table
 
 
@@ -146,7 +148,7 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
     table.add_column("error", justify="right", no_wrap=True)
     for row in groups:
         table.add_row(
-            Text(row.name),
+            Text(printable(row.name)),
             _cell(row.consumers),
             f"{row.before} → {row.after}",
             _share(row.after, row.before, 0),
@@ -200,7 +202,7 @@ def _print_not_pruned(title: str, rows: Iterable[NotPruned], console: Console, l
     grid.add_column(overflow="fold")
     for reason, producers in ranked[:shown]:
         names = _names(tuple(producers), 3 if limit else len(producers))
-        cell = Text.assemble(reason, (f" ({names})", "dim"))
+        cell = Text.assemble(printable(reason), (printable(f" ({names})"), "dim"))
         grid.add_row(_plural(sum(producers.values()), "channel"), cell)
     if hidden := ranked[shown:]:
         channels = sum(sum(producers.values()) for _, producers in hidden)
@@ -224,12 +226,19 @@ def _print_table(table: Table, console: Console, title: str = "") -> None:
 
 def _line(console: Console, *parts: str, style: str = "") -> None:
     """One paragraph of plain text; the first part carries the style."""
-    console.print(Text.assemble((parts[0], style), *parts[1:]), soft_wrap=False)
+    first, *others = map(printable, parts)
+    console.print(Text.assemble((first, style), *others), soft_wrap=False)
+
+
+def printable(text: str) -> str:
+    """Text with nothing in it that would move the cursor: names come from files that anybody may have made."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _cell(names: Sequence[str]) -> Text:
     """Names for a column of a table, two lines of them at most."""
-    return Text("\n".join(names) if len(names) <= 2 else f"{names[0]}\nand {len(names) - 1} more")
+    shown = list(map(printable, names))
+    return Text("\n".join(shown) if len(shown) <= 2 else f"{shown[0]}\nand {len(shown) - 1} more")
 
 
 def _names(names: Sequence[str], limit: int) -> str:

@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from thinet_onnx import external, runtime
+from thinet_onnx.errors import ModelError
 from thinet_onnx.graph import Graph
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Fidelity
@@ -192,6 +193,21 @@ def _score_error(old: list[Array], new: list[Array]) -> float:
         a, b = np.log(a + _LEAST_PROBABILITY), np.log(np.maximum(b, 0) + _LEAST_PROBABILITY)
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
     return float(np.square(b - a).sum()) / max(float(np.square(a).sum()), 1e-30)
+
+
+def require_numbers(model: onnx.ModelProto, feeds: dict[str, Array]) -> None:
+    """Refuse a network whose answer is no number.
+
+    Raises:
+        ModelError: an output holds NaN for these feeds.
+    """
+    (results,) = runtime.outputs(model, [feeds])
+    for output, value in zip(model.graph.output, results, strict=True):
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise ModelError(
+                f"The model's output {output.name!r} is NaN on the calibration data; look for NaN among its weights, "
+                "and check how the data are scaled."
+            )
 
 
 def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:

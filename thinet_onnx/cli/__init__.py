@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
+    """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show × or a node's name shows ?

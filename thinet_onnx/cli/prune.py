@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from thinet_onnx import interrupts
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
     DATA,
@@ -108,6 +109,7 @@ def prune(
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         with shared.watched(quiet) as progress:
             result = pipeline.prune(
                 model,

@@ -1,18 +1,21 @@
 """What commands share: options with the same name mean the same everywhere, errors are one line, files are checked first."""
 
+import errno
+import io
 import math
+import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
-from thinet_onnx import report
+from thinet_onnx import interrupts, report
 from thinet_onnx.cli.bars import Bars
 from thinet_onnx.errors import OptionError, OutputError, ThinetError
 from thinet_onnx.options import Progress, Scope, Silent
@@ -59,19 +62,28 @@ Json = Annotated[Path | None, option(REPORT, "FILE", "Write a JSON report: all t
 Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
 
 
+NO_MEMORY = "There is not enough memory ({}); take fewer samples or smaller inputs."
+
+
 @contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """End the command with code 2 and one line for a ThinetError, with 130 when interrupted."""
+    """End the command with code 2 and one line for a ThinetError or want of memory, with 130 when interrupted."""
     try:
         yield
-    except ThinetError as error:
+    except (ThinetError, MemoryError) as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"thinet-onnx: error: {' '.join(str(error).splitlines())}", err=True)
-        raise typer.Exit(2) from None
+        _complain(str(error) if isinstance(error, ThinetError) else NO_MEMORY.format(error or "allocation failed"))
     except KeyboardInterrupt:
-        typer.echo("thinet-onnx: interrupted", err=True)
-        raise typer.Exit(130) from None
+        typer.echo(interrupts.MESSAGE, err=True)
+        raise typer.Exit(interrupts.CODE) from None
+
+
+def _complain(message: str) -> NoReturn:
+    """Print one line, whatever a name from a file holds, and end the command with code 2."""
+    line = " ".join(message.splitlines())
+    typer.echo(f"thinet-onnx: error: {report.printable(line)}", err=True)
+    raise typer.Exit(2) from None
 
 
 def preprocess(
@@ -98,10 +110,22 @@ def show(result: Report | Inspection, json_file: Path | None, quiet: bool = Fals
     """Print a result, and write it as JSON if a file is named."""
     try:
         if not quiet:
-            report.render(result, Console(highlight=False))
+            _print(result)
     finally:  # a reader that closed the pipe early still gets the file
         if json_file is not None:
             report.write_json(result, json_file)
+
+
+def _print(result: Report | Inspection) -> None:
+    """Print a result; a reader that has gone away is none of our business, a full disk is."""
+    try:
+        report.render(result, Console(highlight=False))
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        sys.stdout = io.StringIO()  # what is left in the buffer would fail again at the end
+        raise OutputError(f"The report can't be printed ({error.strerror}).") from None
 
 
 def floats(option: str, text: str | None) -> tuple[float, ...]:
@@ -137,4 +161,4 @@ def check_output(name: str, path: Path, others: Mapping[str, str | Path | None])
 def _same_file(one: Path, other: Path) -> bool:
     with suppress(OSError):
         return one.samefile(other)
-    return one.resolve() == other.resolve()
+    return os.path.realpath(one) == os.path.realpath(other)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from thinet_onnx.pipeline import Data, PruneResult
     from thinet_onnx.result import Inspection
 
+# From 1.29 on ONNX Runtime's official builds report names and hashes of models to their maker, and leave a file in the folder
+# for temporary ones, unless this is set before they are loaded. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __all__ = [
     "DataError",
     "ModelError",

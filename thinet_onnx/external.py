@@ -6,6 +6,7 @@ into memory when they are asked for; what is cut or refitted goes to a temporary
 
 import atexit
 import itertools
+import os
 import re
 import shutil
 import tempfile
@@ -73,7 +74,7 @@ def _located(tensor: TensorProto, base: Path) -> tuple[Path, int]:
     """The file inside `base` that a tensor's values are in, and where they begin."""
     where, length = entries(tensor), protos.data_bytes(tensor)
     location = where.get("location", "")
-    file = (base / location).resolve()
+    file = Path(os.path.realpath(base / location))
     if not location or Path(location).is_absolute() or not file.is_relative_to(base):
         raise ValueError(f"{location!r} of {tensor.name!r} is not inside the model's folder")
     if not file.is_file():

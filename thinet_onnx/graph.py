@@ -274,14 +274,16 @@ def writable(path: str | os.PathLike[str]) -> Path:
     """The path, once it is sure that a file can be made there.
 
     Raises:
-        OutputError: its folder doesn't exist or is not writable, or the path is a folder.
+        OutputError: its folder doesn't exist or is not writable, or the path is a folder, a device or a pipe.
     """
     file = Path(path)
-    if file.is_dir():
-        raise OutputError(f"{file} is a folder; pass the path of the .onnx file to write.")
-    if not file.parent.is_dir():
-        raise OutputError(f"{file} can't be written: the folder {file.parent} does not exist.")
     try:
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder; pass the path of the .onnx file to write.")
+        if file.exists() and not file.is_file():
+            raise OutputError(f"{file} is a device or a pipe; pass the path of the .onnx file to write.")
+        if not file.parent.is_dir():
+            raise OutputError(f"{file} can't be written: the folder {file.parent} does not exist.")
         with tempfile.TemporaryFile(dir=file.parent):
             pass
     except OSError as error:

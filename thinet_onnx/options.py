@@ -67,7 +67,8 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
             raise OptionError(
                 f"--shape {text!r} is not understood: write the input's name and sizes, such as input:1,3,224,224."
             )
-        shapes[name] = shape
+        if shapes.setdefault(name, shape) != shape:
+            raise OptionError(f"--shape {text!r} contradicts another --shape for {name!r}: say one of the two.")
     return shapes
 
 

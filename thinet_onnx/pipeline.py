@@ -20,7 +20,7 @@ from thinet_onnx import graph as graphs
 from thinet_onnx.choose import Chooser, Rebuilt
 from thinet_onnx.consumers import collect
 from thinet_onnx.decide import Decision, decide, why_not
-from thinet_onnx.errors import NothingToPruneError, OptionError
+from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
@@ -112,10 +112,10 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = _Run(setting, source, options, progress)
+    run = _Run(setting, source, test, options, progress)
     try:
         result = run.work()
-        report = _report(run, result, test, random_data, output, started)
+        report = _report(run, result, random_data, output, started)
     finally:
         progress.close()
     return PruneResult(result.model, result.plan, report)
@@ -150,8 +150,15 @@ class _Run:
     `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
     """
 
-    def __init__(self, setting: Setting, source: sources.Source, options: PruneOptions, progress: Progress) -> None:
-        self.source, self.options, self.progress = source, options, progress
+    def __init__(
+        self,
+        setting: Setting,
+        source: sources.Source,
+        test: sources.Source | None,
+        options: PruneOptions,
+        progress: Progress,
+    ) -> None:
+        self.source, self.test, self.options, self.progress = source, test, options, progress
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
         progress.start("Reading", 1)
@@ -164,7 +171,11 @@ class _Run:
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
-        verify.require_numbers(setting.model, item)
+        (answer,) = runtime.outputs(self.model, [item])
+        verify.require_numbers(self.setting.graph.outputs, answer)
+        self.unfit = verify.unfit_labels(answer, (test or source).labels)
+        if self.unfit is not None and test is not None:
+            raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
 
     def batches(self, rows: list[int]) -> list[Feeds]:
         """Feeds of some samples, in batches."""
@@ -252,8 +263,7 @@ class _Outcome:
 
 
 def _report(
-    run: _Run, outcome: _Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
-    started: float,
+    run: _Run, outcome: _Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell."""
     setting, analysis, options = run.setting, run.analysis, run.options
@@ -265,13 +275,15 @@ def _report(
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
     run.progress.advance()
-    accuracy = _accuracy(run, outcome.twin, test)
+    accuracy = _accuracy(run, outcome.twin)
     run.progress.advance()
     size = external.size(outcome.model)
     if output is not None:
         size = graphs.save(outcome.model, output, beside=setting.beside)
     widths, sizes = [group.after for group in outcome.plan.groups], analysis.sizes
     warnings = list(setting.warnings)
+    if run.unfit is not None:
+        warnings.append(f"No accuracy is shown: the {run.unfit} ({run.source.description}).")
     if random_data:
         warnings.insert(0, "Calibrated on random data: this network is of no use but to time it.")
     if outcome.decision.remark is not None:
@@ -302,10 +314,10 @@ def _batch_of(feeds: Feeds) -> int:
     return int(first.shape[0]) if first.ndim else 1
 
 
-def _accuracy(run: _Run, pruned: onnx.ModelProto, test: sources.Source | None) -> Accuracy | None:
+def _accuracy(run: _Run, pruned: onnx.ModelProto) -> Accuracy | None:
     """Top-1 accuracy on the test data, or on the held-out calibration data if that has labels."""
-    source, rows = (run.source, run.held) if test is None else (test, list(range(len(test))))
-    if source.labels is None:
+    source, rows = (run.source, run.held) if run.test is None else (run.test, list(range(len(run.test))))
+    if source.labels is None or run.unfit is not None:
         return None
     size = run.size if source.stackable else 1
     pairs = []

@@ -56,10 +56,15 @@ def write_json(result: Report | Inspection, path: str | os.PathLike[str]) -> Non
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OutputError if a file can't be made at `path`: better known before a long run than after it."""
     target = Path(path)
-    if target.is_dir():
-        raise OutputError(f"{path} can't be written: it is a folder, name a file in it.")
-    if not target.parent.is_dir():
-        raise OutputError(f"{path} can't be written: there is no folder {target.parent}.")
+    try:
+        if target.is_dir():
+            raise OutputError(f"{path} can't be written: it is a folder, name a file in it.")
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} can't be written: it is a device or a pipe, name a file.")
+        if not target.parent.is_dir():
+            raise OutputError(f"{path} can't be written: there is no folder {target.parent}.")
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}.") from None
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{path} can't be written: no permission to write in {target.parent}.")
 

@@ -778,12 +778,30 @@ def test_too_little_memory(here: Path) -> None:
     x = net.relu(net.conv(net.input("x", ("N", 3, "H", "W")), 3, 8))
     onnx.save(net.model(net.head(net.relu(net.conv(x, 8, 8)), 8)), here / "model.onnx")
     limit = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2); from thinet_onnx import cli; "
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (5 << 28,) * 2); from thinet_onnx import cli; "
     )
     code = f"{limit}sys.argv[1:] = ['inspect', 'model.onnx', '--shape', 'x:1,3,8000,8000']; cli.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert re.search("memory|alloc", sentence(done.returncode, done.stdout, done.stderr), re.IGNORECASE)
+    assert re.search(
+        r"not enough memory \(Unable to allocate 1\.43 GiB", sentence(done.returncode, done.stdout, done.stderr)
+    )
     assert [file.name for file in here.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("old", [None, b"what was there"])
+def test_a_disk_that_takes_no_more(here: Path, old: bytes | None, beside: bool) -> None:
+    """Half the result fits, with its weights inside and beside it; what was there before still is."""
+    onnx.save(plain(), here / "model.onnx", save_as_external_data=beside, location="weights", size_threshold=0)
+    if old is not None:
+        (here / "out.onnx").write_bytes(old)
+    before = listing(here)
+    limit = "import resource, sys; from thinet_onnx import cli; resource.setrlimit(resource.RLIMIT_FSIZE, (700,) * 2); "
+    code = f"{limit}sys.argv[1:] = {['prune', 'model.onnx', 'out.onnx', *FINE, '--keep', '0.5']!r}; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = sentence(done.returncode, done.stdout, done.stderr)
+    assert message == "out.onnx can't be written (File too large)."
+    assert listing(here) == before
 
 
 def test_the_checks_take_no_copy_and_let_real_files_pass() -> None:

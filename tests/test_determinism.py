@@ -33,7 +33,7 @@ def test_the_same_bytes_come_out_twice(tmp_path: Path, method: str) -> None:
 
 def test_the_same_bytes_come_out_twice_of_a_real_network(tmp_path: Path) -> None:
     arguments = (
-        str(MODELS / "fashion_vgg.onnx"), "--data", str(MODELS / "fashion_calibration.npz"), "--samples", "48",
+        str(MODELS / "fashion_vgg.onnx"), "--data", str(MODELS / "fashion_calibration.npz"), "--samples", "16",
         "--mean", "0.286", "--std", "0.353", "--keep", "0.5",
     )  # fmt: skip
     assert prune(tmp_path / "first.onnx", *arguments) == prune(tmp_path / "second.onnx", *arguments)

@@ -37,15 +37,15 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     onnx.save(small_models.plain(), tmp_path / "plain.onnx")
     onnx.save(small_models.residual(), tmp_path / "residual.onnx")
     failed = tmp_path / "failed"
-    told = run(str(tmp_path), "--cases", "60", "--seed", "1", "--prune", "0.1", "--save", str(failed), "--strict")
+    told = run(str(tmp_path), "--cases", "40", "--seed", "1", "--prune", "0.1", "--save", str(failed), "--strict")
     found = re.fullmatch(
-        r"60 cases of 2 files in \d+ s, seed 1: (\d+) fine, (\d+) refused, 0 traceback, 0 hang, 0 killed, 0 litter\n",
+        r"40 cases of 2 files in \d+ s, seed 1: (\d+) fine, (\d+) refused, 0 traceback, 0 hang, 0 killed, 0 litter\n",
         told,
     )
     assert found, told
-    assert int(found[1]) + int(found[2]) == 60
+    assert int(found[1]) + int(found[2]) == 40
     assert int(found[1]) >= 5
-    assert int(found[2]) >= 20
+    assert int(found[2]) >= 15
     assert not failed.exists()
 
 
@@ -62,6 +62,7 @@ def broken():
         case b"crash": os.kill(os.getpid(), signal.SIGSEGV)
         case b"litter": pathlib.Path("out.onnx.tmp").touch()
         case b"hoard": bytearray(3 << 30)
+        case b"" if "prune" in sys.argv: pathlib.Path("out.onnx").touch()
         case b"noise": print("careful", file=sys.stderr)
         case b"refused": sys.exit(print("thinet-onnx: error: no.", file=sys.stderr) or 2)
 

@@ -178,6 +178,7 @@ def _become(folder: Path, arguments: tuple[str, ...], limits: Limits) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (int(limits.seconds), int(limits.seconds) + 5))
         sys.argv = ["thinet-onnx", *arguments]
         cli.main()
+        code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:

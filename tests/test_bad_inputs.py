@@ -532,6 +532,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 HUGE = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+TIFF = picture("tiff").replace(struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 211))
 PNG, JPEG, NOISE = picture("png"), picture("jpeg", (64, 64)), noise()
 
 
@@ -582,6 +583,7 @@ IMAGES: list[tuple[str, str, Make, str]] = [
     ("damaged PNG", "images", image(PNG[:45] + b"\xff" * 8 + PNG[53:]), UNREADABLE),
     ("no size", "images", image(PNG[:16] + bytes(8) + PNG[24:]), UNREADABLE),
     ("decompression bomb", "images", image(HUGE), f"{UNREADABLE} .*3600000000 pixels"),
+    ("211 samples a pixel", "images", image(TIFF, "a.tif"), "a.tif can't be read as an image"),
     ("16 bits", "images", image(picture("png", mode="I;16")), "a.png has more than 8 bits"),
 ]  # fmt: skip
 
@@ -622,6 +624,15 @@ def test_data_that_can_not_be_used(here: Path, source: str, make: Make, words: s
     (here / "model.onnx").write_bytes(PLAIN)
     make(here)
     assert re.search(words, refused(here, "prune", "model.onnx", "out.onnx", "--data", source))
+
+
+def test_what_a_library_logs_is_not_shown(here: Path) -> None:
+    """Pillow logs an error for such a file, and raises one as well."""
+    (here / "model.onnx").write_bytes(PLAIN)
+    image(TIFF, "a.tif")(here)
+    command = [sys.executable, "-m", "thinet_onnx", "prune", "model.onnx", "--data", "images"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "a.tif can't be read as an image" in sentence(done.returncode, done.stdout, done.stderr)
 
 
 def test_a_function_without_end(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ BUILD := build
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PACKAGE := pyproject.toml README.md LICENSE $(shell find thinet_onnx -name '*.py')
+PACKAGE := pyproject.toml README.md LICENSE $(shell find thinet_onnx -type f -not -name '*.pyc')
 
 .PHONY: demo test lint clean
 .NOTPARALLEL:

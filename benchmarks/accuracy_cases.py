@@ -24,11 +24,13 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("thinet-picks", {"method": "thinet"}),
     ("uniform-widths", {"keep": SEARCH}),
     ("no-rounding", {"round_to": 1}),
+    ("branches-may-go", {"drop_branches": True}),
+    ("cut-consumers-only", {"reconstruct": "full", "without": "only-cut-layers"}),
     ("sampled-picks", {"method": "thinet-sampled", "reconstruct": "full"}),
     ("weight-sum-picks", {"method": "weight-sum"}),
     ("apoz-picks", {"method": "apoz"}),
     ("random-picks", {"method": "random"}),
-    *((name, {"without": name}) for name in ablation.SWITCHES),
+    *((name, {"without": name}) for name in ablation.SWITCHES if name != "only-cut-layers"),
     ("thinet-2017", {"method": "thinet-sampled", "reconstruct": "scale", "keep": SEARCH}),
 )
 """(name, fields of PruneOptions to change, or the ingredient to go `without`). All but the first and the last change one
@@ -124,7 +126,9 @@ def imagenet(shared: Path) -> list[Case]:
 
 
 def detectors(shared: Path) -> list[Case]:
-    """Two detectors and a text segmenter at 70% of their MACs: 400 images to calibrate, 100 to compare outputs."""
+    """Two detectors, a text segmenter and a network for super-resolution at 70% of their MACs.
+
+    400 images to calibrate, 100 to compare outputs (for super-resolution 100 and 50)."""
     images, zoo = shared / "data" / "imagenet224", shared / "zoo"
     case = Case(
         zoo / "picodet_s_320_coco.onnx", images, images, (0.7,), scopes=("inner", "all"), samples=400, tests=100, labels="none",
@@ -134,6 +138,9 @@ def detectors(shared: Path) -> list[Case]:
         case,
         dataclasses.replace(case, model=zoo / "ultraface_rfb320.onnx", pixels=_CENTRED),
         dataclasses.replace(case, model=zoo / "ppocrv4_det.onnx", shapes={"x": (1, 3, 320, 320)}, task="mask"),
+        dataclasses.replace(
+            case, model=zoo / "super_resolution_2019.onnx", pixels={}, samples=100, tests=50, task="image"
+        ),
     ]
 
 

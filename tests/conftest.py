@@ -11,10 +11,17 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))  # "default" draws others
 
 ZOO_ABSENT = "no folder of real models beside the repository (../shared/zoo)"
+NO_BROWSER = "no Chromium or Chrome, or no Playwright to drive it"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if ZOO_ABSENT in str(report.longrepr)]
-    if skipped:
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    told = {
+        f"{count} tests {what} were skipped: {why}."
+        for what, why in (("on real models", ZOO_ABSENT), ("of the page in a browser", NO_BROWSER))
+        if (count := sum(why in reason for reason in skipped))
+    }
+    if told:
         terminalreporter.section("not tested", sep="!", yellow=True, bold=True)
-        terminalreporter.write_line(f"{len(skipped)} tests on real models were skipped: {ZOO_ABSENT}.", yellow=True)
+        for line in sorted(told):
+            terminalreporter.write_line(line, yellow=True)

@@ -152,7 +152,7 @@ def test_the_pipeline_erases_a_branch_that_does_nothing() -> None:
             small = np.frombuffer(entry.raw_data, np.float32) * np.float32(1e-5)
             entry.raw_data = small.tobytes()
     data = random_source(open_model(model, {}).inputs, samples=64, seed=0)
-    result = pipeline.prune(model, data, PruneOptions(target=Target.parse("macs=60%"), round_to=4))
+    result = pipeline.prune(model, data, PruneOptions(target=Target.parse("macs=60%"), round_to=4, drop_branches=True))
     assert result.plan.erased
     assert {"one", "two"}.isdisjoint(node.output[0] for node in result.model.graph.node)
     assert result.report.fidelity[0].relative_error < 1e-3

@@ -308,3 +308,20 @@ class TestGiveBack:
         budget.give_back(kept, sizes, every(sizes), curves, cost, limit)
         assert all(before <= after for before, after in zip(start, kept, strict=True))
         assert cost.total(kept) <= limit
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_way_down_passes_what_is_allocated(seed: int) -> None:
+    sizes, cost, curves = instance(seed)
+    choices = [list(range(1, size + 1)) for size in sizes]
+    way = list(budget.descent(sizes, choices, curves, cost))
+    costs = [cost.total(kept) for kept in way]
+    losses = [budget.loss(kept, sizes, curves) for kept in way]
+    assert way[0] == sizes
+    assert way[-1] == [1] * len(sizes)
+    assert costs == sorted(costs, reverse=True)
+    assert losses == sorted(losses)
+    limit = costs[0] / 2
+    kept = budget.allocate(sizes, choices, curves, cost, limit)
+    first = next(place for place, total in enumerate(costs) if total <= limit)
+    assert budget.loss(kept, sizes, curves) <= losses[first]

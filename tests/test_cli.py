@@ -20,7 +20,7 @@ from thinet_onnx._version import __version__
 from thinet_onnx.cli import bars
 from thinet_onnx.data import Preprocess
 from thinet_onnx.errors import ThinetError
-from thinet_onnx.options import PruneOptions, Silent, Target
+from thinet_onnx.options import PruneOptions, Show, Silent, Target
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Inspection, Report, Size
 
@@ -197,6 +197,14 @@ def test_an_output_that_exists_is_written_again(pipeline: Pipeline) -> None:
         ("net.onnx data.npz --random-data", "data.npz is there and is no .onnx file"),
         ("net.onnx out.onnx --data x --json out.onnx", "--json and OUTPUT are the same file"),
         ("net.onnx --data x --json net.onnx", "--json and MODEL are the same file"),
+        ("net.onnx --data x --report net.onnx", "--report and MODEL are the same file"),
+        ("net.onnx out.onnx --data x --report out.onnx", "--report and OUTPUT are the same file"),
+        ("net.onnx --data x --json r --report r", "--report and --json are the same file"),
+        ("net.onnx --data x --report r.html --classes r.html", "--classes r.html can't be read"),
+        ("net.onnx --data x --report link.onnx --classes link.onnx", "has 0 lines"),
+        ("net.onnx --data x --task boxes", "--task 'boxes' is unknown"),
+        ("net.onnx --data x --report missing/r.html", "there is no folder missing"),
+        ("net.onnx --data x --report folder", "it is a folder"),
         ("net.onnx missing/out.onnx --data x", "there is no folder missing"),
         ("net.onnx folder --data x", "it is a folder"),
         ("net.onnx --data x --json missing/r.json", "there is no folder missing"),
@@ -261,6 +269,40 @@ def test_quiet_prints_nothing_but_writes_the_json_file(pipeline: Pipeline) -> No
     assert json.loads(Path("report.json").read_text(encoding="utf-8"))["after"]["macs"] == 1000
 
 
+def test_a_page_and_the_json_of_the_same_run(pipeline: Pipeline) -> None:
+    outcome = prune("--json", "r.json", "--report", "r.html", "--seed", "3", "--quiet")
+    assert (outcome.exit_code, outcome.output) == (0, "")
+    command = "thinet-onnx prune net.onnx --data images --json r.json --report r.html --seed 3 --quiet"
+    assert json.loads(Path("r.json").read_text(encoding="utf-8"))["command"] == command
+    assert command in Path("r.html").read_text(encoding="utf-8")
+    assert run("report", "r.json", "again.html").output == ""
+    assert Path("again.html").read_bytes() == Path("r.html").read_bytes()
+
+
+def test_samples_are_kept_for_show_where_they_are_written_somewhere(pipeline: Pipeline) -> None:
+    Path("names.txt").write_text("cat\ndog\n", encoding="utf-8")
+    prune()
+    prune("--json", "r.json")
+    prune("--report", "r.html", "--task", "detect:cxcywh", "--classes", "names.txt")
+    assert [call.show for call in pipeline.calls] == [None, Show(), Show(boxes="cxcywh", classes=("cat", "dog"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("missing.json", "missing.json can't be read"),
+        ("r.json r.json", "OUTPUT and RESULT are the same file"),
+        ("r.json net.onnx", "net.onnx is there and is no .html file"),
+        ("r.json missing/r.html", "there is no folder missing"),
+        ("net.onnx", "is no JSON"),
+    ],
+)
+def test_a_page_that_cant_be_made(pipeline: Pipeline, arguments: str, message: str) -> None:
+    assert prune("--json", "r.json").exit_code == 0
+    assert message in error_line(run("report", *arguments.split()))
+    assert list(Path().glob("**/*.html")) == []
+
+
 def test_quiet_still_prints_errors(pipeline: Pipeline) -> None:
     pipeline.failure = errors.DataError("The data is empty.")
     assert error_line(prune("-q")) == "The data is empty."
@@ -300,7 +342,8 @@ def test_the_version() -> None:
 
 
 def test_the_module_is_the_command_and_its_help_loads_nothing_heavy() -> None:
-    code = "import sys; from thinet_onnx import __main__; print({'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+    heavy = "{'onnx', 'onnxruntime', 'numpy', 'jinja2', 'cattrs'}"
+    code = f"import sys; from thinet_onnx import __main__; print({heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
 

@@ -761,6 +761,33 @@ class TestSamples:
             from_arrays(self.values, VECTOR).batch([])
 
 
+class TestNames:
+    def test_an_image_is_known_by_its_path_in_the_folder(self, tmp_path):
+        for name in ("b/2.png", "a/1.png", "a/3.png"):
+            save(tmp_path / name, pixels(8, 6, 3))
+        source = open_source(tmp_path, RGB)
+        assert [source.title(row) for row in range(3)] == ["a/1.png", "a/3.png", "b/2.png"]
+        picked = open_source(tmp_path, RGB, samples=2, seed=3)
+        for row in range(2):
+            np.testing.assert_array_equal(
+                picked.batch([row])["x"],
+                source.batch([[source.title(k) for k in range(3)].index(picked.title(row))])["x"],
+            )
+
+    def test_other_items_by_their_number(self):
+        assert from_arrays(floats(4, 5), VECTOR).title(3) == "sample 3"
+        assert random_source(VECTOR, samples=2, seed=0).title(1) == "sample 1"
+
+    def test_what_was_drawn_is_called_as_before(self):
+        drawn = from_arrays(floats(9, 5), VECTOR, samples=3, seed=1)
+        wanted = np.sort(np.random.default_rng(1).choice(9, 3, replace=False))
+        assert [drawn.title(row) for row in range(3)] == [f"sample {row}" for row in wanted]
+
+    def test_several_rows_by_the_first_and_the_last(self):
+        fixed = [InputSpec("v", (2, 5), FLOAT)]
+        assert from_arrays(floats(4, 5), fixed).title(1) == "sample 2 … sample 3"
+
+
 class TestRandom:
     inputs = (
         InputSpec("x", (None, 3, 8, 6), FLOAT),

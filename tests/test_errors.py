@@ -164,9 +164,17 @@ BROKEN = [
 @pytest.mark.parametrize(
     ("model", *["words"]), [(model, words) for model, *words in BROKEN], ids=[b[0] for b in BROKEN]
 )
-@pytest.mark.parametrize("command", ["prune", "inspect"])
-def test_a_model_that_is_none(here: Path, command: str, model: str, words: list[str]) -> None:
-    message = run(command, model, *(["--random-data"] if command == "prune" else []))
+@pytest.mark.parametrize(
+    ("command", "others"),
+    [
+        ("prune", ["--random-data"]),
+        ("inspect", []),
+        ("bench", []),
+        ("verify", ["--random-data", "--reference"]),  # what stands first may fail its checks instead, with code 1
+    ],
+)
+def test_a_model_that_is_none(here: Path, command: str, others: list[str], model: str, words: list[str]) -> None:
+    message = run(command, *(["net.onnx", *others, model] if command == "verify" else [model, *others]))
     assert names(message, *words), message
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from thinet_onnx import graph as graphs  # noqa: E402
 from thinet_onnx import runtime, verify  # noqa: E402
 from thinet_onnx.data import Preprocess, Source, from_arrays, open_source  # noqa: E402
 from thinet_onnx.errors import DataError, ModelError, OptionError  # noqa: E402
-from thinet_onnx.finetune import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
 from thinet_onnx.graph import Graph  # noqa: E402
 from thinet_onnx.images import InputSpec  # noqa: E402
 from thinet_onnx.setting import open_model  # noqa: E402
@@ -32,6 +32,7 @@ from thinet_onnx.torch_twin.check import disagreement  # noqa: E402
 from thinet_onnx.training.feeding import Feeding, Variation, variation  # noqa: E402
 from thinet_onnx.training.losses import Objective, sources  # noqa: E402
 from thinet_onnx.training.losses import Source as Place  # noqa: E402
+from thinet_onnx.tuning import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -140,6 +141,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shifted and mirrored": {"flip": True, "crop": 2, "layout": "nchw"},
     "unclipped": {"clip": 0.0, "learning_rate": 1e-3},
     "on the cpu": {"device": "cpu"},
+    "in 16 bits": {"precision": "bf16"},
+    "mixed": {"mix": 1.0, "layout": "nchw"},
+    "from a node on": {"trainable_from": "block1.a"},
 }
 
 
@@ -148,6 +152,27 @@ def test_every_way_of_training_makes_its_loss_less(name: str) -> None:
     result = learn(residual(), steps=20, **OPTIONS[name])
     assert result.after.loss < 0.9 * result.before.loss
     assert result.best_step > 0
+
+
+def test_nothing_in_front_of_the_node_is_trained() -> None:
+    model = residual()
+    names = [node.title for node in Graph(model).nodes if node.op == "Conv"]
+    start = initializers(shaken(model))
+    end = initializers(learn(model, trainable_from=names[1]).model)
+    changed = {name for name in end if not np.array_equal(end[name], start[name])}
+    first = {name for node in Graph(model).nodes if node.title == names[0] for name in node.inputs[1:]}
+    assert changed
+    assert not changed & first
+    with pytest.raises(ModelError, match="--trainable-from nobody: the model has no node"):
+        learn(model, trainable_from="nobody")
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler: torch.compile is NOT TESTED")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_a_compiled_network_learns_as_the_plain_one() -> None:
+    model = residual()
+    plain_way, compiled = (learn(model, steps=4, compile=chosen) for chosen in (False, True))
+    assert compiled.losses == pytest.approx(plain_way.losses, rel=1e-4)
 
 
 def test_learned_statistics_reach_the_file() -> None:
@@ -278,7 +303,7 @@ from pathlib import Path
 import numpy as np, onnx, torch
 torch.set_num_threads(1)
 from thinet_onnx.data import from_arrays
-from thinet_onnx.finetune import FinetuneOptions, finetune
+from thinet_onnx.tuning import FinetuneOptions, finetune
 from thinet_onnx.setting import open_model
 
 class Mortal:
@@ -432,10 +457,30 @@ def test_every_item_is_seen_once_in_an_epoch_in_an_order_of_its_own() -> None:
 
 
 def test_images_are_varied_by_seed_epoch_and_item_alone() -> None:
-    feeding = Feeding(pictures(), list(range(10)), 4, 0, Variation(True, 1, {"x": (2, 3)}))
+    feeding = Feeding(pictures(), list(range(10)), 4, 0, Variation(True, 1, 0.0, {"x": (2, 3)}))
     alone, joined = feeding.feeds([7], 2)["x"], feeding.feeds([1, 7], 2)["x"]
     assert np.array_equal(alone[0], joined[1])
     assert not np.array_equal(feeding.feeds(list(range(10)), 1)["x"], feeding.feeds(list(range(10)), 2)["x"])
+
+
+def test_images_are_mixed_with_one_other_that_is_trained_on() -> None:
+    x = np.random.default_rng(0).standard_normal((10, 3, 5, 6)).astype(np.float32)
+    source = from_arrays(x, [InputSpec("x", (None, 3, 5, 6), np.dtype(np.float32))])
+    mixed, some = (Feeding(source, [2, 5, 7], 3, 0, Variation(mix=share, inputs={"x": (2, 3)})) for share in (1.0, 0.4))
+    seen, untouched = [], 0
+    for epoch in range(60):
+        made = mixed.feeds([0, 1], epoch)["x"]
+        assert np.array_equal(made[0], mixed.feeds([0], epoch)["x"][0])  # it doesn't matter what else is in the batch
+        shares = {
+            row: float(np.vdot(made[0] - x[0], x[row] - x[0]) / np.square(x[row] - x[0]).sum()) for row in range(1, 10)
+        }
+        (found,) = [r for r, s in shares.items() if np.allclose(made[0], x[0] + s * (x[r] - x[0]), atol=1e-5)]
+        seen.append((found, shares[found]))
+        untouched += bool(np.array_equal(some.feeds([0], epoch)["x"][0], x[0]))
+    assert {row for row, _ in seen} == {2, 5, 7}
+    assert min(share for _, share in seen) < 0.1
+    assert max(share for _, share in seen) > 0.9
+    assert 20 < untouched < 52
 
 
 @pytest.mark.parametrize(("layout", "axes"), [("nchw", (2, 3)), ("nhwc", (1, 2))])
@@ -445,7 +490,7 @@ def test_images_are_mirrored_and_shifted_with_their_edges_continued(layout: str,
     seen = set()
     for seed in range(200):
         feeds = {"x": picture.copy()}
-        Variation(True, 1, {"x": axes}).apply(feeds, slice(0, 1), np.random.default_rng(seed))
+        Variation(True, 1, 0.0, {"x": axes}).apply(feeds, slice(0, 1), np.random.default_rng(seed))
         seen.add(feeds["x"].tobytes())
     edges = np.pad(x.reshape(5, 6), 1, mode="edge")
     crops = [edges[i : i + 5, j : j + 6] for i in range(3) for j in range(3)]
@@ -460,7 +505,7 @@ def test_what_is_no_image_is_not_varied() -> None:
         variation(True, 0, "auto", b.model().graph.input)
     unclear = Build()
     unclear.output(unclear.conv(unclear.input(shape=(1, 7, 8, 9)), 7, 3))
-    with pytest.raises(OptionError, match="--flip and --crop"):
+    with pytest.raises(OptionError, match="--flip, --crop and --mix"):
         variation(True, 0, "auto", unclear.model().graph.input)
 
 
@@ -574,6 +619,20 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         finetune(plain(), plain(), data_for(plain()))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mix": 1.5}, "--mix 1.5: the share of images"),
+        ({"mix": 0.5, "label_weight": 1.0}, "a mixed image has no label"),
+        ({"compile": True, "batch_norm": "learned"}, "don't go together"),
+        ({"precision": "fp8"}, "--precision 'fp8' is unknown: choose one of auto, fp32, bf16"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        FinetuneOptions(**options)
+
+
 def test_options_need_no_pytorch() -> None:
-    code = "import sys, thinet_onnx.finetune as f; f.FinetuneOptions(); assert 'torch' not in sys.modules"
+    code = "import sys, thinet_onnx.tuning as f; f.FinetuneOptions(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -38,7 +38,7 @@ def test_targets(text: str, expected: Target, again: str) -> None:
         "macs=",
         "macs=half",
         "flops=50%",
-        "latency=50%",
+        "latency=50",
         "macs=1.2.3%",
         "macs=.",
         "macs=-50%",
@@ -70,8 +70,8 @@ def test_shapes_that_are_not_understood(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either --target .* or --keep"),
-        ({"target": HALF, "keep": 0.5}, "either --target .* or --keep"),
+        ({}, "either --target .*, --keep .* or --preset"),
+        ({"target": HALF, "keep": 0.5}, "either --target .*, --keep .* or --preset"),
         ({"keep": 0.0}, "--keep 0: "),
         ({"keep": 1.0}, "--keep 1: "),
         ({"keep": float("nan")}, "--keep nan"),

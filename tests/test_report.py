@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from thinet_onnx import report
+from thinet_onnx import report, wording
 from thinet_onnx.errors import OutputError
 from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.result import Accuracy, Fidelity, GroupRow, Inspection, Latency, NotPruned, Report, Size
@@ -180,7 +180,25 @@ def test_the_figures_of_an_inspection(width: int) -> None:
     ],
 )
 def test_numbers_have_three_figures(value: float, text: str) -> None:
-    assert report._short(value) == text
+    assert wording.short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (wording.figures(0.14), "0.140"), (wording.figures(100), "100"), (wording.figures(1234.5), "1.23e+3"),
+        (wording.figures(4.1e-7), "4.10e-7"), (wording.figures(0), "0"), (wording.figures(math.nan), "–"),
+        (wording.figures(None), "–"), (wording.percent(0.984), "98.4%"), (wording.percent(0.00031), "0.031%"),
+        (wording.percent(0), "0.0%"), (wording.percent(math.inf), "–"), (wording.rough(0.0001), "< 0.1%"),
+        (wording.rough(0.5), "50.0%"), (wording.rough(None), "–"), (wording.seconds(7_500), "2 h 5 min"),
+        (wording.seconds(math.nan), "–"), (wording.short(math.nan), "–"), (wording.share(1, 0), "–"),
+        (wording.milliseconds(math.nan), "–"), (wording.speed(1.0, math.nan), "not measurable"),
+        (wording.points(0.5, math.nan), "–"), (wording.plural(1, "group"), "1 group"), (wording.plural(2000, "x"), "2,000 xs"),
+        (wording.names(["a", "b", "c"], 2), "a, b, c"), (wording.names(["a", "b", "c", "d"], 2), "a, b and 2 more"),
+    ],
+)  # fmt: skip
+def test_words(told: str, text: str) -> None:
+    assert told == text
 
 
 def test_json_holds_everything_and_the_plan_comes_back(tmp_path: Path) -> None:

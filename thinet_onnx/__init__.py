@@ -4,7 +4,7 @@
     result = thinet_onnx.prune("model.onnx", "calibration.npz", target="macs=50%")
     onnx.save(result.model, "smaller.onnx")
 
-`prune` and `inspect` take a path or an `onnx.ModelProto`. The command line is `thinet-onnx`.
+`prune`, `inspect`, `bench` and `verify_pruned` take paths or `onnx.ModelProto`s. The command line is `thinet-onnx`.
 """
 
 import os
@@ -18,16 +18,23 @@ from thinet_onnx.errors import (
     NothingToPruneError,
     OptionError,
     OutputError,
+    ReportError,
     TargetError,
     ThinetError,
 )
-from thinet_onnx.options import Method, Reconstruction, Scope
+from thinet_onnx.options import Method, Preset, Reconstruction, Scope
 
 if TYPE_CHECKING:
     import onnx
 
-    from thinet_onnx.pipeline import Data, PruneResult
-    from thinet_onnx.result import Inspection
+    from thinet_onnx.acceptance.result import VerifyReport
+    from thinet_onnx.check_options import EngineName, Precision
+    from thinet_onnx.pipeline import PruneResult
+    from thinet_onnx.result import Inspection, Report
+    from thinet_onnx.setting import Data
+    from thinet_onnx.speed_result import BenchReport
+    from thinet_onnx.torch_twin import Twin
+    from thinet_onnx.training.options import FinetuneResult
 
 # From 1.29 on ONNX Runtime's official builds report names and hashes of models to their maker, and leave a file in the folder
 # for temporary ones, unless this is set before they are loaded. Whoever wants that sets it to 0.
@@ -39,11 +46,18 @@ __all__ = [
     "NothingToPruneError",
     "OptionError",
     "OutputError",
+    "ReportError",
     "TargetError",
     "ThinetError",
     "__version__",
+    "bench",
+    "finetune",
+    "from_torch",
     "inspect",
     "prune",
+    "to_torch",
+    "verify_pruned",
+    "write_page",
 ]
 
 
@@ -59,12 +73,20 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     round_to: int | None = None,
+    drop_branches: bool = False,
+    engine: "EngineName" = "ort",
+    latency_batch: int | None = None,
+    threads: int = 0,
+    preset: Preset | None = None,
     samples: int | None = None,
     seed: int = 0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     random_data: bool = False,
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    examples: int = 0,
+    task: str = "auto",
+    classes: Sequence[str] = (),
     **pixels: Any,
 ) -> "PruneResult":
     """Prune a model: the command `thinet-onnx prune` as a function.
@@ -73,7 +95,8 @@ def prune(
         model: a path, or a ModelProto (left as it is).
         data: calibration data: a folder of images, .npy, .npz or `script.py:function` as a path; arrays by input name; one
             array for a model with one input; an iterable of feeds.
-        target: what is to remain, `macs=50%`, `params=50%` or absolute (`macs=2.0G`); half of the MACs by default.
+        target: what is to remain, `macs=50%`, `params=50%` or absolute (`macs=2.0G`), or `latency=60%` or
+            `latency=4.0ms` as measured on this machine; half of the MACs by default.
         keep: in place of `target`, the share of channels to keep in every group.
         method: how channels are ranked; by default by what a refit leaves without them.
         reconstruct: how the weights that read the cut channels are rebuilt; by default the method's own way.
@@ -81,12 +104,20 @@ def prune(
         include: regular expressions; only groups of matching nodes are pruned.
         exclude: regular expressions; groups of matching nodes are left whole.
         round_to: multiple that widths are rounded to; by default by the width of the group.
+        drop_branches: residual branches may lose all their channels; with a latency target they always may.
+        engine: where latency is measured, for a latency target: `ort`, `openvino` or `tensorrt`.
+        latency_batch: at which batch; by default the file's own, 1 where it is open.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        preset: in place of `target`, a published recipe: `thinet-conv`.
         samples: how many of the data to take, at random.
         seed: of all that is random.
         shapes: sizes of inputs that the file leaves open.
         random_data: calibrate on noise, with `data` None; the report warns.
         test_data: labelled data, for accuracy before and after.
         output: where to write the result.
+        examples: how many held-out samples the report shows with both networks' answers.
+        task: how their outputs are read: `auto`, `detect` (boxes), `detect:cxcywh` or `detect:yxyx`.
+        classes: names of the classes, for the examples.
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
@@ -97,17 +128,19 @@ def prune(
     """
     from thinet_onnx import pipeline
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import PruneOptions, Target
+    from thinet_onnx.options import PruneOptions, Show, Target
 
-    if target is None and keep is None:
+    if target is None and keep is None and preset is None:
         target = "macs=50%"
     options = PruneOptions(
         target=None if target is None else Target.parse(target), keep=keep, method=method, reconstruct=reconstruct,
         scope=scope, include=tuple(include), exclude=tuple(exclude), round_to=round_to, samples=samples, seed=seed,
-        shapes=dict(shapes or {}),
+        drop_branches=drop_branches, preset=preset, engine=engine,
+        latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
     )  # fmt: skip
     return pipeline.prune(
-        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output
+        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
+        show=Show.of(task, classes, examples),
     )  # fmt: skip
 
 
@@ -130,3 +163,199 @@ def inspect(
     from thinet_onnx import pipeline
 
     return pipeline.inspect(model, shapes=dict(shapes or {}), scope=scope)
+
+
+def finetune(
+    pruned: "onnx.ModelProto | str | os.PathLike[str]",
+    teacher: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data",
+    *,
+    samples: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    test_data: "Data" = None,
+    output: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    scale: float | None = None,
+    resize: tuple[int, int] | None = None,
+    **options: Any,
+) -> "FinetuneResult":
+    """Train a pruned network so that it answers as the original does: the command `thinet-onnx finetune` as a function.
+
+    Args:
+        pruned: a path, or a ModelProto (left as it is).
+        teacher: the original.
+        data: what to train on, in any form that `prune` takes.
+        samples: how many of the data to take, at random.
+        shapes: sizes of inputs that the file leaves open.
+        test_data: labelled data, for accuracies.
+        output: where to write the result.
+        state: folder of checkpoints and log.
+        resume: go on from the checkpoint there.
+        mean: with `std`, `scale` and `resize` for uint8 images (see `data.Preprocess`).
+        std: see `mean`.
+        scale: see `mean`.
+        resize: see `mean`.
+        options: the fields of `training.options.FinetuneOptions`: `epochs`, `learning_rate`, `feature_weight`, ….
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from pathlib import Path
+
+    from thinet_onnx import tuning
+    from thinet_onnx.data import Preprocess
+
+    chosen = tuning.FinetuneOptions(**options)
+    pixels = Preprocess(mean=tuple(mean), std=tuple(std), scale=scale, layout=chosen.layout, resize=resize)
+    return tuning.finetune(
+        pruned, teacher, data, chosen, preprocess=pixels, shapes=shapes, samples=samples, test_data=test_data,
+        output=output, folder=None if state is None else Path(state), resume=resume,
+    )  # fmt: skip
+
+
+def to_torch(model: "onnx.ModelProto | str | os.PathLike[str]") -> "Twin":
+    """The model as a torch module: takes the graph's inputs in order, returns its outputs in order; needs PyTorch.
+
+    Raises:
+        ModelError: an operator has no PyTorch twin, or the file can't be read.
+    """
+    from thinet_onnx import torch_twin
+
+    return torch_twin.to_torch(_loaded(model))
+
+
+def from_torch(module: "Twin", model: "onnx.ModelProto | str | os.PathLike[str]") -> "onnx.ModelProto":
+    """A copy of the model with the weights of the module that `to_torch` made of it.
+
+    Raises:
+        ModelError: they don't fit together, or the file can't be read.
+    """
+    from thinet_onnx import torch_twin
+
+    return torch_twin.from_torch(module, _loaded(model))
+
+
+def _loaded(model: "onnx.ModelProto | str | os.PathLike[str]") -> "onnx.ModelProto":
+    from onnx import ModelProto
+
+    from thinet_onnx import graph
+
+    return model if isinstance(model, ModelProto) else graph.load(model)
+
+
+def bench(
+    *models: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data" = None,
+    batches: Sequence[int] = (),
+    engines: "Sequence[EngineName]" = ("ort",),
+    precision: "Precision" = "fp32",
+    threads: int = 0,
+    runs: int | None = None,
+    seconds: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    **pixels: Any,
+) -> "BenchReport":
+    """How long models take, measured side by side: the command `thinet-onnx bench` as a function.
+
+    Args:
+        models: paths or ModelProtos; the first is what the others are compared with.
+        data: inputs, in any form that `prune` takes; noise by default.
+        batches: batch sizes; by default the first model's own, 1 where it is open.
+        engines: `ort`, `openvino`, `tensorrt`.
+        precision: `fp32` leaves the types as the file has them; some engines can convert.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        runs: of each model at most; 500 if neither `runs` nor `seconds` is given.
+        seconds: for an engine and batch size at most; 10 if neither is given.
+        samples: how many of the data to take, at random.
+        seed: of all that is random.
+        shapes: sizes of inputs that a file leaves open.
+        pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from thinet_onnx import speed
+    from thinet_onnx.check_options import BenchOptions
+    from thinet_onnx.data import Preprocess
+
+    options = BenchOptions(
+        batches=tuple(batches), engines=tuple(engines), precision=precision, threads=threads, runs=runs, seconds=seconds,
+        samples=samples, seed=seed, shapes=dict(shapes or {}),
+    )  # fmt: skip
+    return speed.bench(models, data, options, preprocess=Preprocess(**pixels))
+
+
+def verify_pruned(
+    pruned: "onnx.ModelProto | str | os.PathLike[str]",
+    reference: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data",
+    *,
+    batches: Sequence[int] = (),
+    engines: "Sequence[EngineName]" = (),
+    precision: "Precision" = "fp32",
+    tolerance: float | None = None,
+    max_error: float | None = None,
+    min_agreement: float | None = None,
+    threads: int = 0,
+    samples: int | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    random_data: bool = False,
+    **pixels: Any,
+) -> "VerifyReport":
+    """Whether a pruned model can take the original's place: the command `thinet-onnx verify` as a function.
+
+    Args:
+        pruned: a path, or a ModelProto.
+        reference: the model it was made from.
+        data: inputs to compare them on, in any form that `prune` takes; labels among them give accuracies.
+        batches: sizes to try; by default 1, 2 and 8, or the file's own where its shapes fix it.
+        engines: those that the file is to be ready for: `ort`, `openvino`, `tensorrt`.
+        precision: what it will be computed in there; `fp32` leaves the types as the file has them.
+        tolerance: how far an engine may be from ONNX Runtime, relative to the largest value; by default by precision.
+        max_error: bar for the relative error of every output.
+        min_agreement: bar for the share of inputs with the same top-1, 0..1.
+        threads: of an engine on the CPU; 0 leaves the number to it.
+        samples: how many of the data to take, at random.
+        seed: of all that is random.
+        shapes: sizes of inputs that the files leave open.
+        random_data: compare on noise, with `data` None; the report warns.
+        pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
+
+    Returns:
+        the report; `passed` says whether all checks did, `failures` which didn't.
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from thinet_onnx import acceptance
+    from thinet_onnx.check_options import VerifyOptions
+    from thinet_onnx.data import Preprocess
+
+    options = VerifyOptions(
+        batches=tuple(batches), engines=tuple(engines), precision=precision, tolerance=tolerance, max_error=max_error,
+        min_agreement=min_agreement, threads=threads, samples=samples, seed=seed, shapes=dict(shapes or {}),
+    )  # fmt: skip
+    return acceptance.verify_pruned(
+        pruned, reference, data, options, preprocess=Preprocess(**pixels), random_data=random_data
+    )
+
+
+def write_page(report: "Report", path: str | os.PathLike[str]) -> None:
+    """Write a report as a page to look at, one HTML file: the option `prune --report` as a function.
+
+    Args:
+        report: the `report` of what `prune` returned, or what `restore.load_report` read.
+        path: the file to write.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    from thinet_onnx import page
+
+    page.write(report, path)

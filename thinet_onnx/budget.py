@@ -4,7 +4,7 @@ One constrained choice over all groups: the least total error, each group's erro
 output moves with it, for the MACs (or parameters) asked for. Costs are exact and bilinear in neighbouring groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from thinet_onnx.cost import Cost
 from thinet_onnx.errors import TargetError
 
+_ROUNDING = 1 + 1e-9  # of sums of floats
 _WIDE = 64  # from this many channels on, widths are multiples of 8
 
 
@@ -72,24 +73,50 @@ def allocate(
     """
     least = [options[0] for options in choices]
     floor = cost.total(least)
-    limit *= 1 + 1e-9  # sums of floats
-    if floor > limit:
+    if floor > limit * _ROUNDING:
         raise TargetError(
             f"--target leaves {limit:,.0f} {unit}, but with every group at its narrowest {floor:,.0f} {unit} remain; "
             "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
         )
-    kept = list(sizes)
-    steps = [_best_step(group, kept, choices[group], curves[group], cost) for group in range(len(sizes))]
-    while cost.total(kept) > limit:
-        group = min(range(len(steps)), key=lambda g: steps[g][0])
-        rate, width = steps[group]
-        if np.isinf(rate):
-            raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
-        kept[group] = width
-        for changed in {group, *cost.neighbours(group)}:
-            steps[changed] = _best_step(changed, kept, choices[changed], curves[changed], cost)
+    kept = reach(sizes, choices, curves, cost, limit)
+    if kept is None:
+        raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
+    return kept
+
+
+def reach(
+    sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost, limit: float
+) -> list[int] | None:
+    """The choice of `allocate`, also for costs that don't always fall with the width; None where the greedy way ends early."""
+    limit *= _ROUNDING
+    for kept in descent(sizes, choices, curves, cost):
+        if cost.total(kept) <= limit:
+            break
+    else:
+        return None
     give_back(kept, sizes, choices, curves, cost, limit)
     return kept
+
+
+def descent(
+    sizes: Sequence[int], choices: Sequence[Sequence[int]], curves: Sequence[Curve], cost: Cost
+) -> Iterator[list[int]]:
+    """Widths from the whole network down to the narrowest that saves anything, the cheapest step first; each its own list."""
+    kept = list(sizes)
+    steps = [_best_step(group, kept, choices[group], curves[group], cost) for group in range(len(sizes))]
+    while True:
+        yield list(kept)
+        group = min(range(len(steps)), key=lambda g: steps[g][0], default=-1)
+        if group < 0 or np.isinf(steps[group][0]):
+            return
+        kept[group] = steps[group][1]
+        for changed in {group, *cost.neighbours(group)}:
+            steps[changed] = _best_step(changed, kept, choices[changed], curves[changed], cost)
+
+
+def loss(kept: Sequence[int], sizes: Sequence[int], curves: Sequence[Curve]) -> float:
+    """The error that a choice of widths adds up to."""
+    return float(sum(curve.error[size - width] for width, size, curve in zip(kept, sizes, curves, strict=True)))
 
 
 def _best_step(group: int, kept: list[int], options: Sequence[int], curve: Curve, cost: Cost) -> tuple[float, int]:

@@ -6,6 +6,7 @@ by a constant. They are bilinear: (kept inputs) × (kept outputs) × taps × pos
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,19 @@ from thinet_onnx.labels import Axes, Ids
 from thinet_onnx.rules import Linear
 
 Kept = Callable[[Ids], np.ndarray]
+Factor = tuple[int, tuple[tuple[int, int], ...]]
+"""The size of an axis, (base, ((group, count), …)): base + Σ_g count_g × kept channels of group g."""
+
+
+class Priced(Protocol):
+    """What a `Cost` is the sum of: a part of the network whose price depends on the groups that `factors` name."""
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Sizes that the price depends on."""
+
+    def value(self, kept: Sequence[int], changed: int = -1, width: int = 0) -> float:
+        """The price when group g keeps `kept[g]` channels, and group `changed` keeps `width`."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,7 @@ class Term:
     """`scale` × Π over factors of (base + Σ_g count_g × kept channels of group g); MACs of a layer or size of a tensor."""
 
     scale: float
-    factors: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+    factors: tuple[Factor, ...]
 
     def value(self, kept: Sequence[int], changed: int = -1, width: int = 0) -> float:
         """The term's value when group g keeps `kept[g]` channels, and group `changed` keeps `width`."""
@@ -34,9 +48,9 @@ class Term:
 class Cost:
     """The sum of terms; fast to evaluate for one group's change."""
 
-    def __init__(self, terms: Iterable[Term], groups: int) -> None:
+    def __init__(self, terms: Iterable[Priced], groups: int) -> None:
         self.terms = list(terms)
-        self._touching: list[list[Term]] = [[] for _ in range(groups)]
+        self._touching: list[list[Priced]] = [[] for _ in range(groups)]
         for term in self.terms:
             for group in {group for _, parts in term.factors for group, _ in parts}:
                 self._touching[group].append(term)
@@ -54,9 +68,7 @@ class Cost:
         return sum(term.value(kept) - term.value(kept, group, fewer) for term in self._touching[group])
 
 
-def _factor(size: int, labels: Ids | None, group_of: dict[int, int], roots: Callable[[Ids], Ids]) -> tuple[
-    int, tuple[tuple[int, int], ...]
-]:  # fmt: skip
+def factor(size: int, labels: Ids | None, group_of: dict[int, int], roots: Callable[[Ids], Ids]) -> Factor:
     """An axis of `size` as base + Σ count_g·kept_g; each label of group g occurs equally often on the axis."""
     if labels is None:
         return size, ()
@@ -87,10 +99,10 @@ def macs(
     terms = []
     for layer in linears:
         scale = layer.taps * layer.positions / batch
-        inputs = _factor(layer.in_channels, layer.in_labels, group_of, roots)
-        outputs = _factor(layer.out_channels, layer.out_labels, group_of, roots)
+        inputs = factor(layer.in_channels, layer.in_labels, group_of, roots)
+        outputs = factor(layer.out_channels, layer.out_labels, group_of, roots)
         if layer.depthwise:
-            factors: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (outputs,)
+            factors: tuple[Factor, ...] = (outputs,)
         else:
             factors, scale = (inputs, outputs), scale / layer.groups
         terms.append(Term(scale, factors))
@@ -107,6 +119,6 @@ def params(
             continue
         axes = constants[name]
         terms.append(
-            Term(1.0, tuple(_factor(size, axes.get(axis), group_of, roots) for axis, size in enumerate(tensor.dims)))
+            Term(1.0, tuple(factor(size, axes.get(axis), group_of, roots) for axis, size in enumerate(tensor.dims)))
         )
     return Cost(terms, groups)

@@ -4,13 +4,11 @@ Everything is checked against the model's inputs when it is opened, except the p
 batch by batch. Arrays stay as they were given (uint8 stays uint8) until `Source.batch` makes tensors of some rows.
 """
 
-import importlib.util
 import itertools
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thinet_onnx import arrays, images
+from thinet_onnx import arrays, images, script
 from thinet_onnx.errors import DataError, OptionError
-from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Preprocess, check_labels, first_line
+from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Preprocess, check_labels
 
-__all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "split"]
+__all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "sampled", "split"]
 
-_KINDS = "a folder of images, .npy, .npz or script.py:function"
+_KINDS = f"a folder of images, .npy, .npz or {script.FORM}"
 _PLAIN = Preprocess()
 _MOST_FEEDS, _MOST_BYTES = 1_000_000, 16 << 30  # of a function, all of which is kept; what gives more has no end
 
@@ -58,6 +56,15 @@ class Source(ABC):
             raise ValueError(f"{len(rows)} rows asked of {self.description} (stackable: {self.stackable})")
         return self._feed([int(row) for row in rows])
 
+    def subset(self, rows: Sequence[int], description: str) -> "Source":
+        """Some of the items, in this order; `description` goes in front of this source's own ("12 of")."""
+        labels = None if self.labels is None else self.labels[list(rows)]
+        return _Regrouped(self, [[int(row)] for row in rows], labels, description)
+
+    def title(self, row: int) -> str:
+        """What people may know an item by: an image's path in its folder, or its number."""
+        return f"sample {row}"
+
     @abstractmethod
     def _feed(self, rows: list[int]) -> dict[str, Array]:
         """Make the feed of rows whose number `batch` has checked."""
@@ -87,7 +94,7 @@ def open_source(
     text = os.fspath(path)
     _check_request(inputs, samples)
     if ".py:" in text or text.endswith(".py"):
-        with closing(_script_feeds(text)) as feeds:
+        with closing(script.feeds(text)) as feeds:
             source = _from_feeds(feeds, inputs, preprocess, text)
     elif not os.path.exists(text):  # noqa: PTH110  Path.exists fails on names that are too long
         raise DataError(f"{text} doesn't exist: give {_KINDS}.")
@@ -97,7 +104,7 @@ def open_source(
         source = _from_table(arrays.read(text, inputs), inputs, preprocess, text)
     else:
         raise DataError(f"{text} is of no known kind: give {_KINDS}.")
-    return _sampled(source, samples, seed)
+    return sampled(source, samples, seed)[0]
 
 
 def from_arrays(
@@ -121,8 +128,8 @@ def from_arrays(
     if isinstance(data, np.ndarray):
         data = {images.only_input(inputs, origin).name: data}
     if isinstance(data, Mapping):
-        return _sampled(_from_table(data, inputs, preprocess, origin, labels), samples, seed)
-    return _sampled(_from_feeds(data, inputs, preprocess, origin, labels), samples, seed)
+        return sampled(_from_table(data, inputs, preprocess, origin, labels), samples, seed)[0]
+    return sampled(_from_feeds(data, inputs, preprocess, origin, labels), samples, seed)[0]
 
 
 def random_source(inputs: Sequence[InputSpec], *, samples: int, seed: int) -> Source:
@@ -174,9 +181,15 @@ class _Feeds(Source):
 class _Folder(Source):
     """Image files, decoded when a batch asks for them."""
 
-    def __init__(self, paths: list[Path], image: ImageInput, labels: Labels | None, description: str) -> None:
+    def __init__(
+        self, folder: Path, paths: list[Path], image: ImageInput, labels: Labels | None, description: str
+    ) -> None:
         super().__init__(description, len(paths), labels)
-        self._paths, self._image = paths, image
+        self._folder, self._paths, self._image = folder, paths, image
+
+    def title(self, row: int) -> str:
+        """The image's path in the folder."""
+        return self._paths[row].relative_to(self._folder).as_posix()
 
     def _feed(self, rows: list[int]) -> dict[str, Array]:
         pixels = np.concatenate([images.load_pixels(self._paths[row], self._image) for row in rows])
@@ -212,6 +225,11 @@ class _Regrouped(Source):
         super().__init__(f"{description} {inner.description}", len(items), labels, stackable=stackable)
         self._inner, self._items = inner, items
 
+    def title(self, row: int) -> str:
+        """The inner items' names, the first and the last."""
+        items = self._items[row]
+        return " … ".join(self._inner.title(item) for item in dict.fromkeys((items[0], items[-1])))
+
     def _feed(self, rows: list[int]) -> dict[str, Array]:
         return self._inner.batch([row for item in rows for row in self._items[item]])
 
@@ -222,12 +240,12 @@ def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _sampled(source: Source, samples: int | None, seed: int) -> Source:
+def sampled(source: Source, samples: int | None, seed: int) -> tuple[Source, list[int]]:
+    """Some items picked at random, in order, and their rows in the source; all of them if there are no more."""
     if samples is None or samples >= len(source):
-        return source
-    rows = np.sort(np.random.default_rng(seed).choice(len(source), samples, replace=False))
-    labels = None if source.labels is None else source.labels[rows]
-    return _Regrouped(source, [[row] for row in rows.tolist()], labels, f"{samples} of")
+        return source, list(range(len(source)))
+    rows = np.sort(np.random.default_rng(seed).choice(len(source), samples, replace=False)).tolist()
+    return source.subset(rows, f"{samples} of"), rows
 
 
 def _grouped(source: Source, inputs: Sequence[InputSpec], origin: str) -> Source:
@@ -257,42 +275,9 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Preproce
     if image.channels not in images.CHANNEL_COUNTS:
         raise DataError(f"{folder}: the model's input {taken} has no 1, 3 or 4 channels: pass --shape or --layout.")
     paths, labels = images.find_images(folder)
-    return _grouped(_Folder(paths, image, labels, f"{len(paths)} images of folder {folder}"), inputs, str(folder))
-
-
-def _script_feeds(text: str) -> Generator[Any, None, None]:
-    """Import `file.py:function` and yield what the function does; whatever goes wrong in there is a DataError."""
-    stem, _, function = (text if ".py:" in text else f"{text}:").rpartition(".py:")
-    path = Path(f"{stem}.py")
-    if not function.isidentifier():
-        raise DataError(f"{text} names no function: write {path}:function, the function that yields the feeds.")
-    if not path.is_file():
-        raise DataError(f"{path} doesn't exist: give {_KINDS}.")
-    # As if imported from its folder: the script finds the modules beside it, and what it defines can be pickled, which
-    # data loaders with worker processes need.
-    name = path.stem if path.stem not in sys.modules else f"_thinet_onnx_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, function, None)):
-            raise DataError(f"{path} has no function {function!r}: define it, or name another.")
-        feeds = getattr(module, function)()
-        if isinstance(feeds, Mapping) or not isinstance(feeds, Iterable):
-            raise DataError(f"{text} returned {type(feeds).__name__}: yield dicts of {{input name: array}} one by one.")
-        yield from feeds
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise DataError(f"{text}: {function}() of {path} failed with {reason}: mend the script.") from error
-    finally:
-        sys.modules.pop(name, None)
-        if folder in sys.path:
-            sys.path.remove(folder)
+    return _grouped(
+        _Folder(folder, paths, image, labels, f"{len(paths)} images of folder {folder}"), inputs, str(folder)
+    )
 
 
 def _from_table(

@@ -6,6 +6,7 @@
     ├── OptionError    an option: unknown value, contradiction, bad syntax
     ├── TargetError    a target that no choice of channels reaches
     ├── NothingToPruneError  the graph holds no channel that could go
+    ├── ReportError    the JSON report of an earlier run: missing, not JSON, of another kind
     └── OutputError    the result can't be written
 
 A message names the file, tensor or option, says what was expected, and what to do. Everything else that is raised is a
@@ -35,6 +36,10 @@ class TargetError(ThinetError):
 
 class NothingToPruneError(ThinetError):
     """No channel of the model can be removed (the message says why)."""
+
+
+class ReportError(ThinetError):
+    """The report of an earlier run can't be read."""
 
 
 class OutputError(ThinetError):

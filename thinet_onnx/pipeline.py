@@ -6,8 +6,9 @@ read → analyse → observe the original → weigh the groups → allocate → 
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,26 +16,27 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import external, runtime, summary, surgery, verify
+from thinet_onnx import examples, external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
-from thinet_onnx.choose import Chooser, Rebuilt
-from thinet_onnx.consumers import collect
+from thinet_onnx.choose import Chooser, Rebuilt, View
+from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.decide import Decision, decide, why_not
 from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
-from thinet_onnx.options import Progress, PruneOptions, Scope, Silent
+from thinet_onnx.latency import Bench
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import Accuracy, Inspection, Latency, Report, Size
+from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
-from thinet_onnx.setting import Setting, closed_inputs, open_model
+from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
+from thinet_onnx.stopwatch import Stopwatch
 from thinet_onnx.sweep import Sweep
 from thinet_onnx.temper import Tempered, temper
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
 _TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
 HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
@@ -83,7 +85,10 @@ def prune(
     random_data: bool = False,
     test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    show: Show | None = None,
     progress: Progress | None = None,
+    work: "Callable[[Run], Outcome] | None" = None,
+    stopwatch: Stopwatch | None = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -95,7 +100,10 @@ def prune(
         random_data: calibrate on noise (for a try; the report warns).
         test_data: labelled data for accuracy before and after; the calibration data's own labels otherwise.
         output: where to write the result; nothing is written otherwise.
+        show: which held-out samples the report shows, and how their outputs are read; none if None (or for noise).
         progress: who is told how far the run is.
+        work: what is done in place of `Run.work`.
+        stopwatch: who measures for a latency target; the engine of the options otherwise.
 
     Raises:
         ThinetError: see `errors`.
@@ -112,10 +120,10 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = _Run(setting, source, test, options, progress)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, test)
     try:
-        result = run.work()
-        report = _report(run, result, random_data, output, started)
+        result = work(run) if work is not None else run.work()
+        report = _report(run, result, random_data, output, started, None if random_data else show)
     finally:
         progress.close()
     return PruneResult(result.model, result.plan, report)
@@ -132,11 +140,7 @@ def _open_data(
         )
     if data is None:
         raise OptionError("No calibration data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
-    if isinstance(data, sources.Source):
-        return data
-    if isinstance(data, str | os.PathLike):
-        return sources.open_source(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
-    return sources.from_arrays(data, setting.inputs, preprocess, samples=options.samples, seed=options.seed)
+    return open_data(data, setting, preprocess, options.samples, options.seed)
 
 
 def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:
@@ -144,21 +148,18 @@ def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:
     return [source.batch(rows[:count]) for count in ((1, 2) if source.stackable and len(rows) > 1 else (1,))]
 
 
-class _Run:
+class Run:
     """The steps of one run; what one leaves for the next is kept here.
 
     `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
     """
 
     def __init__(
-        self,
-        setting: Setting,
-        source: sources.Source,
-        test: sources.Source | None,
-        options: PruneOptions,
-        progress: Progress,
-    ) -> None:
-        self.source, self.test, self.options, self.progress = source, test, options, progress
+        self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
+        progress: Progress, stopwatch: Stopwatch | None = None, test: sources.Source | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
+        self.test = test
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
         progress.start("Reading", 1)
@@ -176,13 +177,14 @@ class _Run:
         self.unfit = verify.unfit_labels(answer, (test or source).labels)
         if self.unfit is not None and test is not None:
             raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
+        self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
 
     def batches(self, rows: list[int]) -> list[Feeds]:
         """Feeds of some samples, in batches."""
         return [self.source.batch(rows[start : start + self.size]) for start in range(0, len(rows), self.size)]
 
-    def work(self) -> "_Outcome":
-        """Observe, decide, prune, cut, verify."""
+    def settle(self) -> "Settled":
+        """Observe, and decide on widths."""
         options, analysis = self.options, self.analysis
         consumers = collect(analysis)
         chooser = Chooser(analysis, consumers, options)
@@ -194,13 +196,19 @@ class _Run:
         feeds = self.batches(self.fit)
         sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
         views = sweep.survey(candidates)
-        decision = decide(self.model, chooser, views, candidates, feeds, self.progress)
-        kept, rebuilt = sweep.prune(views, decision.widths)
-        plan = make_plan(analysis, kept)
+        decision = decide(self.model, chooser, views, candidates, feeds, self.progress, self.bench)
+        return Settled(sweep, views, decision)
+
+    def work(self) -> "Outcome":
+        """Observe, decide, prune, cut, verify."""
+        settled = self.settle()
+        decision = settled.decision
+        kept, rebuilt = settled.sweep.prune(settled.views, decision.widths)
+        plan = make_plan(self.analysis, kept)
         self.progress.start("Cutting and verifying", 4)
         tempered = None
-        if options.reconstruction != "none":
-            columns = partial(chooser.columns, kept=dict(enumerate(kept)))
+        if self.options.reconstruction != "none":
+            columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
             tempered = temper(self.model, rebuilt, columns, self.batches(self.held))
             rebuilt = tempered.rebuilt
         self.progress.advance()
@@ -213,7 +221,7 @@ class _Run:
         rebuilt: list[Rebuilt],
         decision: Decision,
         tempered: Tempered | None,
-    ) -> "_Outcome":
+    ) -> "Outcome":
         """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
         model, analysis = self.setting.model, self.analysis
         check = [self.source.batch([row]) for row in self.held[:4]]
@@ -237,7 +245,7 @@ class _Run:
         if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
             raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
         wide = surgery.refit(surgery.apply(self.model, plan), cut)
-        return _Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
+        return Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
 
 
 def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:
@@ -249,9 +257,21 @@ def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: sur
     return surgery.Refit(refit.node, refit.weight_operand, weight, refit.bias_operand, bias)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What `Run.settle` ends with: the passes, what they saw of the original, and the widths."""
+
+    sweep: Sweep
+    views: dict[Consumer, View]
+    decision: Decision
+
+
 @dataclass
-class _Outcome:
-    """What `_Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error."""
+class Outcome:
+    """What `Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error.
+
+    `tuned` is the curve of a training that came after.
+    """
 
     model: onnx.ModelProto
     twin: onnx.ModelProto
@@ -260,17 +280,23 @@ class _Outcome:
     decision: Decision
     oracle_error: float
     tempered: Tempered | None
+    tuned: TuneCurve | None = None
 
 
 def _report(
-    run: _Run, outcome: _Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
+    run: Run, outcome: Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
+    show: Show | None,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell."""
     setting, analysis, options = run.setting, run.analysis, run.options
     run.progress.start("Measuring", 3)
     held = run.batches(run.held)
     before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
-    near = verify.fidelity(setting.graph.outputs, before, after)
+    answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
+    near = verify.fidelity(answers.names, before, after, items=answers.items)
+    shown = Examples()
+    if show is not None:
+        shown = examples.collect(answers, setting.inputs, run.preprocess, near, show, options.seed)
     run.progress.advance()
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
@@ -296,16 +322,22 @@ def _report(
         model=setting.name, output=None if output is None else str(output),
         before=Size(round(analysis.macs.total(sizes)), round(analysis.params.total(sizes)), setting.bytes),
         after=Size(round(analysis.macs.total(widths)), round(analysis.params.total(widths)), size),
-        target=str(options.target) if options.target is not None else f"keep={options.keep:g}",
+        target=options.wanted,
         target_met=outcome.decision.remark is None,
         latency=Latency(slow, fast, _batch_of(single), runs), fidelity=near, accuracy=accuracy,
         channels_before=analysis.channels, channels_after=kept_channels,
-        groups=summary.group_rows(analysis, outcome.plan, outcome.rebuilt),
+        groups=summary.group_rows(analysis, outcome.plan, outcome.rebuilt, outcome.decision),
         not_pruned=summary.not_pruned(analysis, options), oracle_error=outcome.oracle_error,
         seconds=time.perf_counter() - started, seed=options.seed,
         options=dataclasses.asdict(options)
-        | {"method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description},
+        | {
+            "method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description,
+            "test_data": None if run.test is None else run.test.description, "preprocess": dataclasses.asdict(run.preprocess),
+        },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
+        finetune=outcome.tuned, latency_target=outcome.decision.timed,
+        held=tuple(map(run.source.title, run.held)), tradeoff=outcome.decision.tradeoff, examples=shown,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 
@@ -314,7 +346,7 @@ def _batch_of(feeds: Feeds) -> int:
     return int(first.shape[0]) if first.ndim else 1
 
 
-def _accuracy(run: _Run, pruned: onnx.ModelProto) -> Accuracy | None:
+def _accuracy(run: Run, pruned: onnx.ModelProto) -> Accuracy | None:
     """Top-1 accuracy on the test data, or on the held-out calibration data if that has labels."""
     source, rows = (run.source, run.held) if run.test is None else (run.test, list(range(len(run.test))))
     if source.labels is None or run.unfit is not None:

@@ -2,18 +2,23 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
+from thinet_onnx import data as sources
 from thinet_onnx import external, protos, sound
 from thinet_onnx import graph as graphs
 from thinet_onnx.data import InputSpec
 from thinet_onnx.errors import ModelError, OptionError, OutputError
 from thinet_onnx.prepare import prepare
+
+Array = np.ndarray[Any, Any]
+Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
 _LARGEST_ITEM = 4 << 30  # bytes of random data for one input
 
@@ -22,9 +27,11 @@ _LARGEST_ITEM = 4 << 30  # bytes of random data for one input
 class Setting:
     """A model made ready: its graph, what it takes, what looks odd about the file.
 
+    `read` is the file as it was read, `model` what is analysed and cut (see `prepare`); often they are one object.
     `checked` says that onnx.checker is content; `bytes` and `files` are what is on disk, and the data files that it is in.
     """
 
+    read: onnx.ModelProto
     model: onnx.ModelProto
     name: str
     graph: graphs.Graph
@@ -91,7 +98,24 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
     if not isinstance(model, onnx.ModelProto):
         files = graphs.data_files(model)
         size = sum(file.stat().st_size for file in (Path(model), *files))
-    return Setting(proto, name, graph, specs, warnings, complaint is None, size, files)
+    return Setting(read, proto, name, graph, specs, warnings, complaint is None, size, files)
+
+
+def open_data(
+    data: Data, setting: Setting, preprocess: sources.Preprocess, samples: int | None, seed: int
+) -> sources.Source:
+    """Data for a model, whatever form it comes in.
+
+    Raises:
+        OptionError: there is none; DataError: it doesn't fit the model.
+    """
+    if data is None:
+        raise OptionError("No data: pass a folder of images, .npy, .npz, script.py:function, or arrays.")
+    if isinstance(data, sources.Source):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return sources.open_source(data, setting.inputs, preprocess, samples=samples, seed=seed)
+    return sources.from_arrays(data, setting.inputs, preprocess, samples=samples, seed=seed)
 
 
 def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> InputSpec:

@@ -3,18 +3,24 @@
 import platform
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
+
+import numpy as np
 
 from thinet_onnx._version import __version__
 from thinet_onnx.choose import Rebuilt
-from thinet_onnx.decide import why_not
+from thinet_onnx.decide import Decision, why_not
 from thinet_onnx.groups import Analysis, Group
 from thinet_onnx.observe import MAX_COLUMNS
 from thinet_onnx.options import PruneOptions
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import GroupRow, Inspection, NotPruned
+from thinet_onnx.result import ErrorCurve, GroupRow, Inspection, NotPruned
 from thinet_onnx.temper import Tempered
 
+Array = np.ndarray[Any, Any]
+
 _SHOWN = 8
+_CURVE_POINTS = 33  # of a group's error curve, at most, and the width chosen
 
 
 def at_stake(analysis: Analysis, group: int) -> int:
@@ -22,15 +28,31 @@ def at_stake(analysis: Analysis, group: int) -> int:
     return round(analysis.macs.saving(analysis.sizes, group, analysis.groups[group].floor))
 
 
-def _row(analysis: Analysis, index: int, after: int, error: float | None) -> GroupRow:
+def _row(
+    analysis: Analysis, index: int, after: int, error: float | None = None, decision: Decision | None = None
+) -> GroupRow:
     group = analysis.groups[index]
+    curve = sensitivity = None
+    if decision is not None and index in decision.errors:
+        curve = _curve(decision.errors[index], group.floor, after)
+        sensitivity = decision.sensitivity.get(index)
     return GroupRow(
         group.name, tuple(p.node.title for p in group.producers), tuple(c.node.title for c in group.consumers),
-        group.size, after, at_stake(analysis, index), error,
+        group.size, after, at_stake(analysis, index), error, curve, sensitivity,
     )  # fmt: skip
 
 
-def group_rows(analysis: Analysis, plan: PrunePlan, rebuilt: Sequence[Rebuilt]) -> tuple[GroupRow, ...]:
+def _curve(squared: Array, floor: int, after: int) -> ErrorCurve:
+    """Some points of an error curve; `squared[k]` is the squared error when k units are gone."""
+    size = len(squared) - 1
+    marks = np.linspace(floor, size, min(size - floor + 1, _CURVE_POINTS)).round().astype(int)
+    widths = sorted({after, *marks.tolist()})
+    return ErrorCurve(tuple(widths), tuple(float(np.sqrt(squared[size - width])) for width in widths))
+
+
+def group_rows(
+    analysis: Analysis, plan: PrunePlan, rebuilt: Sequence[Rebuilt], decision: Decision
+) -> tuple[GroupRow, ...]:
     """One row for each group; its error is the largest that a refit left in one of its consumers."""
     left = {use.node.key: entry.error for entry in rebuilt for use in entry.consumer.uses}
     rows = []
@@ -39,7 +61,7 @@ def group_rows(analysis: Analysis, plan: PrunePlan, rebuilt: Sequence[Rebuilt]) 
             left[layer.node.key] for layer in analysis.groups[index].consumers if left.get(layer.node.key) is not None
         ]
         error = max((e for e in errors if e is not None), default=None) if cut.after < cut.before else None
-        rows.append(_row(analysis, index, cut.after, error))
+        rows.append(_row(analysis, index, cut.after, error, decision))
     return tuple(rows)
 
 
@@ -116,7 +138,7 @@ def versions() -> dict[str, str]:
 
 def inspection(name: str, analysis: Analysis, options: PruneOptions, warnings: Sequence[str]) -> Inspection:
     """The answer of `inspect`."""
-    rows = tuple(_row(analysis, index, group.size, None) for index, group in enumerate(analysis.groups))
+    rows = tuple(_row(analysis, index, group.size) for index, group in enumerate(analysis.groups))
     left_out = [index for index in range(len(rows)) if why_not(analysis, index, options) is not None]
     narrowest = [g.size if i in left_out else g.floor for i, g in enumerate(analysis.groups)]
     whole = not_pruned(analysis, options)

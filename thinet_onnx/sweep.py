@@ -21,6 +21,11 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
 
+READ_ON = ("full",)
+"""Ways to reconstruct that refit all layers behind the first cut one: worth 2 points of ResNet-20 where producers stay as they
+are, nothing where they are refitted, too (docs/results.md)."""
+
+
 class Sweep:
     """The passes of one run.
 
@@ -75,7 +80,9 @@ class Sweep:
         whole = {g: np.arange(group.size) for g, group in enumerate(groups)}
         cut = [g for g, group in enumerate(groups) if widths[g] < group.size]
         touched = [c for c in self.consumers if any(c in chooser.readers[g] for g in cut)]
-        if chooser.centred and touched:  # layers that were not cut themselves can make up for what the others lost
+        if (
+            chooser.options.reconstruction == "full" and touched
+        ):  # layers behind the first cut can make up for what is lost
             touched = self.consumers[self.consumers.index(touched[0]) :]
         joint = self._pairs(touched, cut)
         self.progress.start("Pruning, layer by layer", len(touched))

@@ -139,14 +139,24 @@ def is_classifier(output: Array) -> bool:
     )
 
 
-def fidelity(names: Sequence[str], before: Outputs, after: Outputs) -> tuple[Fidelity, ...]:
-    """How near the pruned model's outputs are to the original's, output by output."""
+def fidelity(
+    names: Sequence[str], before: Outputs, after: Outputs, *, items: Sequence[int] | None = None
+) -> tuple[Fidelity, ...]:
+    """How near the pruned model's outputs are to the original's, output by output.
+
+    Args:
+        names: of the outputs.
+        before: the original's answers, batch by batch.
+        after: the pruned model's.
+        items: how many items each batch holds; without it, nothing is said of single items.
+    """
     rows = []
     for index, name in enumerate(names):
         old = [batch[index] for batch in before]
         new = [batch[index] for batch in after]
         if not old or old[0].dtype.kind != "f" or any(o.shape != n.shape for o, n in zip(old, new, strict=True)):
             continue
+        errors, cosines = _apart(old, new, items) if items is not None else ((), ())
         if any(len({array[0].size if array.ndim else 1 for array in arrays}) > 1 for arrays in (old, new)):
             old, new = ([np.concatenate([array.ravel() for array in arrays])[None]] for arrays in (old, new))
         a, b = (np.concatenate([_rows(array) for array in arrays]) for arrays in (old, new))
@@ -154,8 +164,28 @@ def fidelity(names: Sequence[str], before: Outputs, after: Outputs) -> tuple[Fid
         cosine = float(((a * b).sum(1) / np.maximum(norms, 1e-30)).mean())
         error = float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-30)
         top1 = float((a.argmax(1) == b.argmax(1)).mean()) if is_classifier(old[0]) else None
-        rows.append(Fidelity(name, cosine, error, top1, len(a)))
+        rows.append(Fidelity(name, cosine, error, top1, len(a), errors, cosines))
     return tuple(rows)
+
+
+def per_item(output: Array, items: int) -> list[Array] | None:
+    """A batch's output divided into its items; None if axis 0 doesn't divide."""
+    if items == 1:
+        return [output]
+    return np.split(output, items) if output.ndim and len(output) % items == 0 else None
+
+
+def _apart(old: list[Array], new: list[Array], items: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Relative error and cosine of each item alone; nothing where an output doesn't divide into items."""
+    errors, cosines = [], []
+    for before, after, count in zip(old, new, items, strict=True):
+        if per_item(before, count) is None:
+            return (), ()
+        a, b = (array.reshape(count, -1).astype(np.float64) for array in (before, after))
+        size, other = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+        errors += (np.linalg.norm(b - a, axis=1) / np.maximum(size, 1e-30)).tolist()
+        cosines += ((a * b).sum(1) / np.maximum(size * other, 1e-30)).tolist()
+    return tuple(errors), tuple(cosines)
 
 
 def _rows(output: Array) -> Array:

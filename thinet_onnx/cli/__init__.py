@@ -7,14 +7,27 @@ options are in order: `--help` and a slip answer at once.
 import io
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import inspect, prune
+from thinet_onnx.cli import bench, finetune, inspect, prune, report, verify
+from thinet_onnx.cli.shared import ARGUMENTS
+
+
+class _Group(TyperGroup):
+    """Keeps the arguments: a report tells the command line that made it."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """Note the arguments before they are taken apart."""
+        ARGUMENTS.set(tuple(args))
+        return super().make_context(info_name, args, *rest, **extra)
+
 
 app = typer.Typer(
+    cls=_Group,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -47,5 +60,12 @@ def _root(
     """Make convolutional ONNX networks smaller: take out the channels that the next layers can do without."""
 
 
-for _command, _example in ((prune.prune, prune.EXAMPLE), (inspect.inspect, inspect.EXAMPLE)):
+for _command, _example in (
+    (prune.prune, prune.EXAMPLE),
+    (finetune.finetune, finetune.EXAMPLE),
+    (verify.verify, verify.EXAMPLE),
+    (bench.bench, bench.EXAMPLE),
+    (inspect.inspect, inspect.EXAMPLE),
+    (report.report, report.EXAMPLE),
+):
     app.command(epilog=f"Example: {_example}")(_command)

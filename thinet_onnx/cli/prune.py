@@ -1,15 +1,22 @@
 """`thinet-onnx prune`."""
 
-from typing import Annotated
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
 
 from thinet_onnx import interrupts
+from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
     DATA,
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    TIME,
+    TRAIN,
     WHAT,
+    Classes,
     Data,
     Debug,
     Json,
@@ -17,6 +24,7 @@ from thinet_onnx.cli.shared import (
     Mean,
     Model,
     Output,
+    Page,
     Quiet,
     Resize,
     Samples,
@@ -24,10 +32,12 @@ from thinet_onnx.cli.shared import (
     Scopes,
     Shapes,
     Std,
+    Task,
     option,
 )
 from thinet_onnx.errors import OptionError, OutputError
-from thinet_onnx.options import Method, PruneOptions, Reconstruction, Target, parse_shapes
+from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
+from thinet_onnx.training.options import FinetuneOptions
 
 DEFAULT_TARGET = "macs=50%"
 EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
@@ -52,13 +62,28 @@ def prune(
     layout: Layouts = "auto",
     target: Annotated[
         str | None,
-        option(WHAT, "KIND=SIZE", "What remains: macs=50%, params=50%, macs=2.0G.", default=DEFAULT_TARGET),
+        option(
+            WHAT,
+            "KIND=SIZE",
+            "What remains: macs=50%, params=50%, macs=2.0G, latency=60%, latency=4.0ms.",
+            default=DEFAULT_TARGET,
+        ),
     ] = None,
     keep: Annotated[float | None, option(WHAT, "SHARE", "In place of --target: the same share per layer.")] = None,
+    preset: Annotated[
+        Preset | None,
+        option(WHAT, "thinet-conv", "In place of --target: half of all layers but the last stage's.", default="none"),
+    ] = None,
     scope: Scopes = "inner",
     include: Annotated[list[str] | None, option(WHAT, "REGEX", "Prune matching nodes only; repeatable.")] = None,
     exclude: Annotated[list[str] | None, option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
     round_to: Annotated[int | None, option(WHAT, "N", "Keep multiples of N channels.", default="by width")] = None,
+    drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
+    engine: Annotated[EngineName, option(TIME, "NAME", "ort, openvino or tensorrt.")] = "ort",
+    latency_batch: Annotated[int | None, option(TIME, "N", "Batch size.", default="the file's own, or 1")] = None,
+    threads: Annotated[
+        int | None, option(TIME, "N", "Threads of a CPU engine.", default="the engine's own choice")
+    ] = None,
     method: Annotated[
         Method | None,
         option(
@@ -72,53 +97,104 @@ def prune(
         ),
     ] = None,
     seed: Annotated[int, option(HOW, "N", "Seed of all that is random.")] = 0,
+    finetune_epochs: Annotated[int, option(TRAIN, "N", "Train so long at the end, on all of --data.")] = 0,
+    finetune_per_layer: Annotated[
+        int, option(TRAIN, "N", "Prune group by group, and train so long after each (the paper's loop).")
+    ] = 0,
+    finetune: Annotated[
+        list[str] | None,
+        option(TRAIN, "OPTION=VALUE", "How, as finetune has it: learning-rate=1e-4; repeatable.", default="its own"),
+    ] = None,
     test_data: Annotated[
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
     json_file: Json = None,
+    report_file: Page = None,
+    task: Task = "auto",
+    classes: Classes = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Take channels out of MODEL and write the smaller network to OUTPUT."""
     with shared.one_line_errors(debug):
         options = PruneOptions(
-            target=Target.parse(target or DEFAULT_TARGET) if target or keep is None else None,
+            target=Target.parse(target or DEFAULT_TARGET) if target or (keep is None and preset is None) else None,
             keep=keep,
+            preset=preset,
             method=method,
             reconstruct=reconstruct,
             scope=scope,
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             round_to=round_to,
+            drop_branches=drop_branches,
+            engine=engine,
+            latency_batch=latency_batch,
+            threads=threads or 0,
             samples=samples,
             seed=seed,
             shapes=parse_shapes(shape or []),
         )
+        schedule = None
+        if finetune_epochs or finetune_per_layer:
+            schedule = (finetune_epochs, finetune_per_layer, tune_options(finetune or [], seed=seed, layout=layout))
+            if random_data:
+                raise OptionError("--finetune-epochs and --random-data contradict each other: noise teaches nothing.")
+        elif finetune:
+            raise OptionError(
+                "--finetune says how to train: say how long, with --finetune-epochs or --finetune-per-layer."
+            )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
+        show = Show.parse(task, classes)
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
-        inputs = {"MODEL": model, "--data": data, "--test-data": test_data}
+        inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
         shared.check_output("OUTPUT", output, inputs)
         if output.exists() and output.suffix != ".onnx":
             raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
         if json_file is not None:
             shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+        if report_file is not None:
+            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 
+        run: Callable[..., pipeline.PruneResult] = partial(pipeline.prune, random_data=random_data)
+        if schedule is not None:
+            from thinet_onnx import rounds  # noqa: PLC0415
+
+            run = partial(rounds.prune, schedule=rounds.Schedule(*schedule))
         interrupts.raise_from_now()
         with shared.watched(quiet) as progress:
-            result = pipeline.prune(
-                model,
-                data,
-                options,
-                preprocess=pixels,
-                random_data=random_data,
-                test_data=test_data,
-                output=output,
-                progress=progress,
-            )
-        shared.show(result.report, json_file, quiet)
+            common: dict[str, Any] = {
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+                "show": show if json_file is not None or report_file is not None else None,
+            }  # fmt: skip
+            result = run(model, data, options, **common)
+        told = dataclasses.replace(result.report, command=shared.command_line())
+        shared.show(told, json_file, quiet, report_file)
+
+
+def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:
+    """Parse `OPTION=VALUE` for fields of FinetuneOptions that are a number, a word or on/off; raises OptionError."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(FinetuneOptions)}
+    kinds |= {"learning_rate": float, "steps": int, "validate_every": int, "loss": str, "trainable_from": str}
+    simple = {name: kind for name, kind in kinds.items() if kind in (int, float, str, bool) and name != "epochs"}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        kind = simple.get(name)
+        try:
+            if kind is None or not equals:
+                raise ValueError
+            found[name] = {"on": True, "off": False}[value] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            names = ", ".join(entry.replace("_", "-") for entry in sorted(simple))
+            raise OptionError(
+                f"--finetune {text!r} is not understood: write OPTION=VALUE (on or off for a switch); options are {names}."
+            ) from None
+    return FinetuneOptions(**(others | found))

@@ -5,32 +5,37 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 
-from thinet_onnx import interrupts, report
+from thinet_onnx import interrupts, report, wording
 from thinet_onnx.cli.bars import Bars
 from thinet_onnx.errors import OptionError, OutputError, ThinetError
 from thinet_onnx.options import Progress, Scope, Silent
-from thinet_onnx.result import Inspection, Report
+from thinet_onnx.result import Inspection, Report, Result, TuneReport
 
 if TYPE_CHECKING:
     from thinet_onnx.data import Preprocess
 
+ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())  # that the program was called with
 EXAMPLE_DATA = "--data models/fashion_calibration.npz --mean 0.286 --std 0.353"
 
-DATA, PIXELS, WHAT, HOW, REPORT = (
+DATA, PIXELS, WHAT, TIME, HOW, TRAIN, REPORT = (
     "Calibration data",
     "Images (folders, and arrays of uint8): (pixel × scale − mean) / std",
     "What to remove",
+    "Where latency is measured (for --target latency)",
     "How to remove it",
+    "Fine-tuning (needs PyTorch)",
     "Checking and reporting",
 )
 
@@ -40,6 +45,7 @@ def option(panel: str, metavar: str, text: str, *names: str, default: str | bool
     return typer.Option(*names, metavar=metavar, help=text, show_default=default, rich_help_panel=panel)
 
 
+Shown = TypeVar("Shown", bound=Result)
 Layout = Literal["auto", "nchw", "nhwc"]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file to read; it stays as it is.")]
 Output = Annotated[
@@ -59,6 +65,12 @@ Layouts = Annotated[Layout, option(PIXELS, "auto|nchw|nhwc", "The model's, if it
 Quiet = Annotated[bool, option(REPORT, "", "Print errors only.", "--quiet", "-q")]
 Scopes = Annotated[Scope, option(WHAT, "inner|all", "all: the channels of residual streams too.", "--scope")]
 Json = Annotated[Path | None, option(REPORT, "FILE", "Write a JSON report: all that is shown, and more.", "--json")]
+Page = Annotated[Path | None, option(REPORT, "FILE", "Write a report to look at: one HTML file.", "--report")]
+Task = Annotated[
+    str,
+    option(REPORT, "auto|detect", "How the report shows outputs: detect draws boxes; also detect:cxcywh, detect:yxyx."),
+]
+Classes = Annotated[Path | None, option(REPORT, "FILE", "Names of the classes for the report, one a line.")]
 Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
 
 
@@ -82,7 +94,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 def _complain(message: str) -> NoReturn:
     """Print one line, whatever a name from a file holds, and end the command with code 2."""
     line = " ".join(message.splitlines())
-    typer.echo(f"thinet-onnx: error: {report.printable(line)}", err=True)
+    typer.echo(f"thinet-onnx: error: {wording.printable(line)}", err=True)
     raise typer.Exit(2) from None
 
 
@@ -106,20 +118,41 @@ def watched(quiet: bool) -> Iterator[Progress]:
         progress.close()
 
 
-def show(result: Report | Inspection, json_file: Path | None, quiet: bool = False) -> None:
-    """Print a result, and write it as JSON if a file is named."""
+def show(
+    result: Report | Inspection | TuneReport, json_file: Path | None, quiet: bool = False, page: Path | None = None
+) -> None:
+    """Print a result, and write it as JSON and as a page if files are named."""
+    present(result, report.render, json_file, quiet, page)
+
+
+def present(
+    result: Shown, render: Callable[[Shown, Console], None], json_file: Path | None, quiet: bool = False,
+    page: Path | None = None,
+) -> None:  # fmt: skip
+    """Print a result in its own way, and write it as JSON and as a page if files are named."""
     try:
         if not quiet:
-            _print(result)
-    finally:  # a reader that closed the pipe early still gets the file
+            _print(result, render)
+    finally:  # a reader that closed the pipe early still gets the files
         if json_file is not None:
             report.write_json(result, json_file)
+        if page is not None:
+            assert isinstance(result, Report)
+            from thinet_onnx.page import write  # noqa: PLC0415
+
+            write(result, page)
 
 
-def _print(result: Report | Inspection) -> None:
+def command_line() -> str:
+    """The command as it could be typed again; empty where a command's function is called without one."""
+    arguments = ARGUMENTS.get()
+    return shlex.join(["thinet-onnx", *arguments]) if arguments else ""
+
+
+def _print(result: Shown, render: Callable[[Shown, Console], None]) -> None:
     """Print a result; a reader that has gone away is none of our business, a full disk is."""
     try:
-        report.render(result, Console(highlight=False))
+        render(result, Console(highlight=False))
         sys.stdout.flush()
     except OSError as error:
         if error.errno == errno.EPIPE:

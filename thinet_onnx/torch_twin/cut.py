@@ -27,11 +27,11 @@ class Cut:
     left_out: tuple[str, ...]
 
 
-def find_cut(graph: Graph) -> Cut:
-    """The cut that trains most weights.
+def find_cut(graph: Graph, trainable_from: str | None = None) -> Cut:
+    """The cut that trains most weights; with `trainable_from` none of a node that this one follows from.
 
     Raises:
-        ModelError: no weight can be trained, with the operators that stand in the way.
+        ModelError: no weight can be trained, with the operators that stand in the way, or there is no such node.
     """
     needed = graph.ancestors(graph.outputs)
     missing = [
@@ -42,6 +42,12 @@ def find_cut(graph: Graph) -> Cut:
     titles = tuple(f"{node.title} ({node.kind})" for node in missing)
     before = graph.ancestors(name for node in missing for name in (node.key, *node.inputs))
     fronts = [(inputs, set[int]()), *([(_starts(graph, before), before)] if missing else [])]
+    if trainable_from is not None:
+        first = next((node for node in graph.nodes if trainable_from in (node.name, *node.outputs)), None)
+        if first is None:
+            raise ModelError(f"--trainable-from {trainable_from}: the model has no node or tensor of this name.")
+        before |= graph.ancestors(first.inputs)
+        fronts = [(_starts(graph, before), before)]
     cuts = [Cut(starts, _ends(graph, starts, behind), titles) for starts, behind in fronts]
     best = max(cuts, key=lambda cut: _weight(graph, cut))
     if not _weight(graph, best):

@@ -26,7 +26,9 @@ def fingerprint(models: list[onnx.ModelProto], data: str, options: FinetuneOptio
     digest = hashlib.sha256()
     for model in models:
         digest.update(model.SerializeToString(deterministic=True))
-    chosen = {name: value for name, value in vars(options).items() if name not in ("device", "channels_last")}
+    chosen = {
+        name: value for name, value in vars(options).items() if name not in ("device", "channels_last", "compile")
+    }
     digest.update(repr((data, sorted(chosen.items()))).encode())
     return digest.hexdigest()
 

@@ -14,13 +14,17 @@ from thinet_onnx.images import ImageInput, Preprocess
 
 @dataclass(frozen=True)
 class Variation:
-    """How images are varied: mirrored, and shifted by up to `crop` pixels, their edges continued.
+    """How images are varied: mirrored, shifted by up to `crop` pixels, their edges continued, and mixed.
 
-    `inputs` are (height axis, width axis) of each input that holds images; all of an item's are varied alike.
+    `mix` is the share of items that are replaced by λ of themselves and 1 − λ of another one, λ uniform in 0..1 (mixup,
+    Zhang et al., 2018; for distillation Beyer et al., 2022). The original is sure of what it was trained on, but not of
+    mixtures: there its answers say most. `inputs` are (height axis, width axis) of each input that holds images; all of an
+    item's are varied alike.
     """
 
     flip: bool = False
     crop: int = 0
+    mix: float = 0.0
     inputs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def apply(self, feeds: dict[str, Array], place: slice, rng: np.random.Generator) -> None:
@@ -37,13 +41,13 @@ class Variation:
             feeds[name][place] = part
 
 
-def variation(flip: bool, crop: int, layout: str, inputs: Sequence[onnx.ValueInfoProto]) -> Variation:
+def variation(flip: bool, crop: int, layout: str, inputs: Sequence[onnx.ValueInfoProto], mix: float = 0.0) -> Variation:
     """The variation of a model's image inputs: those of rank 4 and a float type.
 
     Raises:
         OptionError: there is none, or its layout can't be told.
     """
-    if not flip and not crop:
+    if not flip and not crop and not mix:
         return Variation()
     found: dict[str, tuple[int, int]] = {}
     for value in inputs:
@@ -54,11 +58,13 @@ def variation(flip: bool, crop: int, layout: str, inputs: Sequence[onnx.ValueInf
             try:
                 image = ImageInput.resolve(InputSpec(value.name, sizes, dtype), Preprocess(layout=layout))  # type: ignore[arg-type]
             except DataError as error:
-                raise OptionError(f"--flip and --crop: {error}") from None
+                raise OptionError(f"--flip, --crop and --mix: {error}") from None
             found[value.name] = (2, 3) if image.layout == "nchw" else (1, 2)
     if not found:
-        raise OptionError("--flip and --crop apply to images, but no input of the model has rank 4 and a float type.")
-    return Variation(flip, crop, found)
+        raise OptionError(
+            "--flip, --crop and --mix apply to images, but no input of the model has rank 4 and a float type."
+        )
+    return Variation(flip, crop, mix, found)
 
 
 class Feeding:
@@ -86,11 +92,27 @@ class Feeding:
     def feeds(self, rows: Sequence[int], epoch: int) -> dict[str, Array]:
         """The feed of some items as the epoch varies them."""
         feeds = self._source.batch(rows)
-        if self._varied.inputs:
-            feeds = {name: np.array(value) for name, value in feeds.items()}
-            for place, row in enumerate(rows):
-                size = {name: len(feeds[name]) // len(rows) for name in self._varied.inputs}
-                width = min(size.values())
-                rng = np.random.default_rng([self._seed, epoch, row])
-                self._varied.apply(feeds, slice(place * width, (place + 1) * width), rng)
+        if not self._varied.inputs:
+            return feeds
+        feeds = {name: np.array(value) for name, value in feeds.items()}
+        rngs = [np.random.default_rng([self._seed, epoch, row]) for row in rows]
+        self._vary(feeds, rngs)
+        shares = [rng.random() if rng.random() < self._varied.mix else 1.0 for rng in rngs if self._varied.mix]
+        if shares:
+            others = {name: np.array(value) for name, value in self._source.batch(self._partners(rngs)).items()}
+            self._vary(others, rngs)
+            for name in self._varied.inputs:
+                own = np.repeat(np.array(shares, feeds[name].dtype), len(feeds[name]) // len(rows))
+                own = own.reshape(-1, *[1] * (feeds[name].ndim - 1))
+                feeds[name] = own * feeds[name] + (1 - own) * others[name]
         return feeds
+
+    def _partners(self, rngs: Sequence[np.random.Generator]) -> list[int]:
+        """For each item one that is trained on, to be mixed with it."""
+        return [int(rng.choice(self._rows)) for rng in rngs]
+
+    def _vary(self, feeds: dict[str, Array], rngs: Sequence[np.random.Generator]) -> None:
+        """Vary each item of a feed, in place, with a generator of its own."""
+        width = min(len(feeds[name]) // len(rngs) for name in self._varied.inputs)
+        for place, rng in enumerate(rngs):
+            self._varied.apply(feeds, slice(place * width, (place + 1) * width), rng)

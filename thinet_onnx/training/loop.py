@@ -70,6 +70,7 @@ class Loop:
         self.step = 0
         self._averaged: Kept = {name: w.detach().clone() for name, w in self._weights.items()} if options.ema else {}
         self.validations: list[Validation] = []
+        self.losses: list[float] = []
         self._best: Kept = {}
 
     def run(self, folder: Folder, progress: Progress, state: State | None) -> None:
@@ -84,9 +85,10 @@ class Loop:
         every = self._options.validate_every or self._feeding.steps
         while self.step < self.total and not self._stale():
             parts = self._advance()
+            self.losses.append(sum(parts.values()))
             progress.advance()
             folder.log(self.step, epoch=(self.step - 1) // self._feeding.steps, rate=self._rate(self.step - 1),
-                       loss=sum(parts.values()), parts=parts)  # fmt: skip
+                       loss=self.losses[-1], parts=parts)  # fmt: skip
             if self.step % every == 0 or self.step == self.total:
                 self._validate(folder)
                 folder.save(self._state())
@@ -177,9 +179,12 @@ class Loop:
                     for some in self._pieces(self._processes.share(rows)):
                         feeds = self._data.batch(some)
                         student, teacher = self._student(feeds), self._teacher(feeds)
+                        agreed += torch.tensor(self._objective.agreeing(student, teacher), device=agreed.device)
+                        if self._options.mix:  # the loss is of what is trained, always the same mixtures
+                            feeds = self._feeding.feeds(some, 0)
+                            student, teacher = self._student(feeds), self._teacher(feeds)
                         for name, value in self._objective.parts(student, teacher, self._batch(feeds, some)).items():
                             sums[name] += len(some) / len(self._held) * value
-                        agreed += torch.tensor(self._objective.agreeing(student, teacher), device=agreed.device)
             self._processes.add_up([*sums.values(), agreed])
             parts = {name: float(value) for name, value in sums.items()}
             agreement = int(agreed[0]) / int(agreed[1]) if agreed[1] else None
@@ -216,6 +221,7 @@ class Loop:
         return {
             "step": self.step, "twin": self._current(), "optimizer": self._optimizer.state_dict(),
             "averaged": self._averaged, "best": self._best, "validations": [asdict(v) for v in self.validations],
+            "losses": self.losses,
         }  # fmt: skip
 
     def _restore(self, state: State) -> None:
@@ -225,6 +231,7 @@ class Loop:
         device = self._processes.device
         self._averaged = {name: value.to(device) for name, value in state["averaged"].items()}
         self._best = state["best"]
+        self.losses = state["losses"]
         self.validations = [Validation(**entry) for entry in state["validations"]]
 
 

@@ -1,16 +1,19 @@
 """Student and teacher as functions from feeds to tensors by name, whoever computes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from thinet_onnx import runtime
 from thinet_onnx.errors import ModelError
 from thinet_onnx.graph import Array, Graph
-from thinet_onnx.torch_twin import Cut, find_cut, to_torch
+from thinet_onnx.torch_twin import Cut, Twin, find_cut, to_torch
 
 Feeds = dict[str, Array]
 Tensors = dict[str, Tensor]
@@ -50,10 +53,13 @@ class Network:
         names: tensors that are wanted; `Cut.ends` are among them.
         device: where the twin computes.
         channels_last: keep images and kernels with their channels innermost.
+        short: multiply in bfloat16; weights and results stay float32.
+        compiled: let `torch.compile` make one program of the twin, for each shape of its inputs.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, cut: Cut, names: Sequence[str], device: torch.device, *, channels_last: bool = False
+        self, model: onnx.ModelProto, cut: Cut, names: Sequence[str], device: torch.device, *, channels_last: bool = False,
+        short: bool = False, compiled: bool = False,
     ) -> None:  # fmt: skip
         inputs = {value.name for value in Graph(model).inputs}
         self._head = Reference(model, cut.starts) if set(cut.starts) - inputs else None
@@ -61,13 +67,18 @@ class Network:
         self.twin = to_torch(model, starts=cut.starts, ends=tuple(names)).to(device)
         for weight in self.twin.parameters():
             weight.data = self._laid_out(weight.data)
-        self._device = device
+        self._device, self._short = device, short
+        self._run: Callable[[Tensors], Sequence[Tensor]] = Compiled(self.twin) if compiled else self.twin.run
 
     def __call__(self, feeds: Feeds) -> Tensors:
         """The tensors that were asked for, by name."""
         values = feeds if self._head is None else self._head(feeds)
         inputs = {name: self.placed(values[name]) for name in self.twin.input_names}
-        return dict(zip(self.twin.output_names, self.twin.run(inputs), strict=True))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._short):
+            found = self._run(inputs)
+        if self._short:
+            found = [value.float() if value.is_floating_point() else value for value in found]
+        return dict(zip(self.twin.output_names, found, strict=True))
 
     def placed(self, value: Array) -> Tensor:
         """An array as a tensor where the twin computes."""
@@ -78,6 +89,29 @@ class Network:
         return tensor.contiguous(memory_format=self._format) if tensor.ndim == 4 else tensor
 
 
+class Compiled:
+    """A twin as one compiled program for each shape of its inputs: traced to plain operators, then `torch.compile`."""
+
+    def __init__(self, twin: Twin) -> None:
+        self._twin = twin
+        self._programs: dict[tuple[Any, ...], Callable[..., Sequence[Tensor]]] = {}
+
+    def __call__(self, inputs: Tensors) -> Sequence[Tensor]:
+        """What `Twin.run` returns."""
+        key = (torch.is_grad_enabled(), *(tuple(value.shape) for value in inputs.values()))
+        weights, buffers = dict(self._twin.named_parameters()), dict(self._twin.named_buffers())
+        if key not in self._programs:
+            self._programs[key] = torch.compile(make_fx(self._function())(weights, buffers, inputs))
+        return self._programs[key](weights, buffers, inputs)
+
+    def _function(self) -> Callable[[Tensors, Tensors, Tensors], tuple[Tensor, ...]]:
+        def run(weights: Tensors, buffers: Tensors, inputs: Tensors) -> tuple[Tensor, ...]:
+            found = functional_call(self._twin, {**weights, **buffers}, tuple(inputs.values()))
+            return found if isinstance(found, tuple) else (found,)
+
+        return run
+
+
 class Teacher:
     """The original: by its twin if it has one, else by ONNX Runtime.
 
@@ -85,7 +119,7 @@ class Teacher:
         ModelError: it lacks a tensor that the student is compared by.
     """
 
-    def __init__(self, model: onnx.ModelProto, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str], device: torch.device, **how: bool) -> None:
         graph = Graph(model)
         for name in names:
             if name not in graph.producer:
@@ -98,7 +132,7 @@ class Teacher:
         if cut.left_out:
             self._reference = Reference(model, names)
         else:
-            self._network = Network(model, Cut(cut.starts, tuple(names), ()), names, device)
+            self._network = Network(model, Cut(cut.starts, tuple(names), ()), names, device, **how)
             self._network.twin.requires_grad_(False)
 
     def __call__(self, feeds: Feeds) -> Tensors:

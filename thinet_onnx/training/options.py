@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-import onnx
+from typing import TYPE_CHECKING, Literal, get_args
 
 from thinet_onnx.errors import OptionError
-from thinet_onnx.result import Fidelity
+from thinet_onnx.result import Fidelity, Scores
+
+if TYPE_CHECKING:
+    import onnx
 
 Optimizer = Literal["adamw", "sgd"]
 BatchNorm = Literal["frozen", "learned"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
 Layout = Literal["auto", "nchw", "nhwc"]
 
 _CHOICES = {
     "optimizer": get_args(Optimizer), "batch_norm": get_args(BatchNorm), "device": get_args(Device),
-    "layout": get_args(Layout),
+    "layout": get_args(Layout), "precision": get_args(Precision),
 }  # fmt: skip
 _LEARNING_RATES: dict[str, float] = {"adamw": 3e-4, "sgd": 1e-2}
 
@@ -33,12 +35,17 @@ class FinetuneOptions:
     What for: `distill` weighs the distance to the teacher's outputs (KL divergence at `temperature` for class scores,
     squared error divided by the teacher's variance for others; `output_weights` weighs outputs by name), `feature_weight`
     that of inner tensors (`features` by name; empty: some that both networks have in the same shape), `label_weight` the
-    cross-entropy against the data's labels, `loss_weight` the user's own `loss`, a `script.py:function`.
+    cross-entropy against the data's labels, `loss_weight` the user's own `loss`, a `script.py:function`. Weights of nodes
+    before `trainable_from` (a name, None: the inputs) stay as they are.
 
-    On what: items are mirrored (`flip`, half of them) and shifted by up to `crop` pixels if their input is an image of
-    `layout`; `held_out` is the share that is never trained on. After each epoch, or every `validate_every` steps, the loss
-    on it is taken, and the best weights are kept; `patience` validations without a better one end the run (0: never). A
-    checkpoint is written at every validation and every `checkpoint_every` steps (0: not in between).
+    Where: `precision` bf16 multiplies in 16 bits with 32-bit weights (auto: on a GPU that can), `compile` uses
+    `torch.compile`, `channels_last` keeps channels innermost.
+
+    On what: items are mirrored (`flip`, half of them), shifted by up to `crop` pixels and mixed in pairs (`mix`, this share
+    of them) if their input is an image of `layout`; `held_out` is the share that is never trained on, 1,024 items at most.
+    After each epoch, or every `validate_every` steps, the loss on it is taken (mixed where training mixes), and the best
+    weights are kept; `patience` validations without a better one end the run (0: never). A checkpoint is written at every
+    validation and every `checkpoint_every` steps (0: not in between).
 
     Raises OptionError for a value that can't be used.
     """
@@ -61,11 +68,15 @@ class FinetuneOptions:
     label_weight: float = 0.0
     loss: str | None = None
     loss_weight: float = 1.0
+    trainable_from: str | None = None
     flip: bool = False
     crop: int = 0
+    mix: float = 0.0
     layout: Layout = "auto"
     batch_norm: BatchNorm = "frozen"
     device: Device = "auto"
+    precision: Precision = "auto"
+    compile: bool = False
     channels_last: bool = False
     held_out: float = 0.125
     validate_every: int | None = None
@@ -79,6 +90,17 @@ class FinetuneOptions:
                 raise OptionError(
                     f"{_flag(name)} {getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
                 )
+        self._check_ranges()
+        if self.mix and self.label_weight:
+            raise OptionError("--mix and --label-weight contradict each other: a mixed image has no label.")
+        if self.compile and self.batch_norm == "learned":
+            raise OptionError("--compile and --batch-norm learned don't go together: leave one of them out.")
+        if self.rate <= 0 or self.temperature <= 0:
+            raise OptionError("The learning rate and the temperature must be positive.")
+        if not (self.distill or self.feature_weight or self.label_weight or self.loss):
+            raise OptionError("Nothing is to be learned: give one of distill, feature_weight, label_weight and loss.")
+
+    def _check_ranges(self) -> None:
         for name in ("epochs", "steps", "batch", "validate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -89,13 +111,11 @@ class FinetuneOptions:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must not be negative.")
+        if not 0 <= self.mix <= 1:
+            raise OptionError(f"--mix {self.mix:g}: the share of images to mix must lie between 0 and 1.")
         for name in ("momentum", "warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must lie between 0 and 1, 1 excluded.")
-        if self.rate <= 0 or self.temperature <= 0:
-            raise OptionError("The learning rate and the temperature must be positive.")
-        if not (self.distill or self.feature_weight or self.label_weight or self.loss):
-            raise OptionError("Nothing is to be learned: give one of distill, feature_weight, label_weight and loss.")
 
     @property
     def rate(self) -> float:
@@ -124,18 +144,24 @@ class Validation:
 class FinetuneResult:
     """The fine-tuned model and how it came about.
 
-    `steps` were taken, the weights are those after `best_step` (0: training made nothing better). `fidelity` compares with
-    the teacher on the held-out items in ONNX Runtime. `difference` is how far twin and file are from each other, relative
-    to the largest output. `left_out` names operators that have no twin: then only a part of the network was trained.
+    `steps` were taken, the weights are those after `best_step` (0: training made nothing better); `losses` are those of the
+    steps, on varied items. `fidelity` compares with the teacher on the `held` rows of the data in ONNX Runtime, after
+    training and `fidelity_before`. `difference` is how far twin and file are from each other, relative to the largest
+    output. `left_out` names operators that have no twin: then only a part of the network was trained.
     """
 
-    model: onnx.ModelProto
+    model: "onnx.ModelProto"
     steps: int
     best_step: int
+    losses: tuple[float, ...]
     validations: tuple[Validation, ...]
+    fidelity_before: tuple[Fidelity, ...]
     fidelity: tuple[Fidelity, ...]
+    held: tuple[int, ...]
     difference: float
     left_out: tuple[str, ...]
+    seconds: float
+    scores: Scores | None = None
 
     @property
     def before(self) -> Validation:

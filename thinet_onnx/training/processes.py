@@ -85,3 +85,8 @@ def find_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_short(device: torch.device) -> bool:
+    """Whether a device is a GPU that multiplies in bfloat16."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -1,14 +1,17 @@
 """From two models and data to a fine-tuned model: everything is made ready, checked, run, and checked again."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 
 from thinet_onnx import graph as graphs
 from thinet_onnx import runtime, verify
 from thinet_onnx.data import Source, split
-from thinet_onnx.errors import ModelError, OptionError
+from thinet_onnx.errors import DataError, ModelError, OptionError
 from thinet_onnx.graph import Graph
 from thinet_onnx.options import Progress, Silent
 from thinet_onnx.torch_twin import Cut, find_cut, from_torch, to_torch
@@ -20,22 +23,24 @@ from thinet_onnx.training.loop import Loop
 from thinet_onnx.training.losses import Objective, check_features, shared_features, sources
 from thinet_onnx.training.networks import Network, Teacher, works_together
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
-from thinet_onnx.training.processes import Processes, find_device
+from thinet_onnx.training.processes import Processes, find_device, has_short
 
 _FEATURES = 4  # inner tensors that are compared where none are named
 _SEEN = 64  # items that say what an output is and how much it varies
+_MOST_HELD = 1024  # items that tell how far training is
 _TOLERANCE = {False: 1e-4, True: 5e-2}  # between twin and file: for float32, and where 16 or 8 bits round more
 _ROUGH = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
 def run(
-    pruned: onnx.ModelProto, teacher: onnx.ModelProto, data: Source, options: FinetuneOptions, folder: Path | None,
-    resume: bool, progress: Progress,
+    pruned: onnx.ModelProto, teacher: onnx.ModelProto, data: Source, options: FinetuneOptions, held: Sequence[int] | None,
+    folder: Path | None, resume: bool, progress: Progress,
 ) -> FinetuneResult:  # fmt: skip
-    """See `finetune.finetune`."""
+    """See `tuning.finetune`."""
+    started = time.perf_counter()
     pruned, teacher = readable(pruned), readable(teacher)
-    cut = find_cut(Graph(pruned))
-    rows, held = split(data, options.held_out, options.seed)
+    cut = find_cut(Graph(pruned), options.trainable_from)
+    rows, held = _divided(data, options, held)
     if options.label_weight and data.labels is None:
         raise OptionError(
             f"Labels are to be learned, but there are none in {data.description}: leave label_weight out."
@@ -45,7 +50,9 @@ def run(
     try:
         loop = _made_ready(pruned, teacher, cut, data, rows, held, options, processes)
         store = Folder(
-            folder, fingerprint([pruned, teacher], f"{data.description} {len(data)}", options), writes=processes.first
+            folder,
+            fingerprint([pruned, teacher], f"{data.description} {len(data)} {held}", options),
+            writes=processes.first,
         )
         loop.run(store, progress if processes.first else Silent(), store.load() if resume else None)
         processes.wait()
@@ -58,10 +65,24 @@ def run(
     apart = _compare(model, cut, data, held[0])
     batches = [data.batch([row]) for row in held]
     names = [value.name for value in pruned.graph.output]
-    answers = [runtime.outputs(network, batches) for network in (teacher, model)]
+    expected, before, after = (runtime.outputs(network, batches) for network in (teacher, pruned, model))
     return FinetuneResult(
-        model, loop.step, loop.best.step, tuple(loop.validations), verify.fidelity(names, *answers), apart, cut.left_out
+        model, loop.step, loop.best.step, tuple(loop.losses), tuple(loop.validations),
+        verify.fidelity(names, expected, before), verify.fidelity(names, expected, after), tuple(held), apart, cut.left_out,
+        time.perf_counter() - started,
     )  # fmt: skip
+
+
+def _divided(data: Source, options: FinetuneOptions, held: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """Rows to train on, and rows to hold out."""
+    if held is None:
+        _, apart = split(data, options.held_out, options.seed)
+        order = np.random.default_rng(options.seed).permutation(apart)
+        held = sorted(order[:_MOST_HELD].tolist())
+    rest = sorted(set(range(len(data))) - set(held))
+    if not rest or not held:
+        raise DataError(f"There is too little data ({data.description}): give 2 items, one to fit and one to check.")
+    return rest, list(held)
 
 
 def _made_ready(
@@ -74,14 +95,18 @@ def _made_ready(
     places = sources(graph, cut)
     features = _features(pruned, teacher, data, options)
     names = list(dict.fromkeys([*cut.ends, *(place.tensor for place in places), *features]))
-    student = Network(pruned, cut, names, device, channels_last=options.channels_last)
-    original = Teacher(teacher, names, device)
+    how = {
+        "channels_last": options.channels_last, "compiled": options.compile,
+        "short": options.precision == "bf16" or (options.precision == "auto" and has_short(device)),
+    }  # fmt: skip
+    student = Network(pruned, cut, names, device, **how)
+    original = Teacher(teacher, names, device, **how)
     one, two = data.batch(held[:1]), data.batch(rows[:1])
     together = data.stackable and works_together(student, original, one, two, data.batch([held[0], rows[0]]))
     size = options.batch if together else 1
     seen = [original(data.batch(rows[:_SEEN][first : first + size])) for first in range(0, len(rows[:_SEEN]), size)]
     objective = Objective(options, places, features, {name: torch.cat([each[name] for each in seen]) for name in names})
-    varied = variation(options.flip, options.crop, options.layout, graph.inputs)
+    varied = variation(options.flip, options.crop, options.layout, graph.inputs, options.mix)
     feeding = Feeding(data, rows, options.batch, options.seed, varied)
     return Loop(student, original, objective, feeding, data, held, options, processes, together=together)
 

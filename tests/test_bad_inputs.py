@@ -702,7 +702,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--keep nan", "--keep nan: the share"),
     ("--keep -1", "--keep -1: the share"),
     ("--samples 1", "--samples 1: at least 2"),
-    ("--samples 1000000000000", "not enough memory"),
+    ("--samples 1000000000000", "--samples 1000000000000: 1,000,000 are the most that are made up"),
     ("--seed -1", "--seed -1: it must be 0 or more"),
     ("--round-to -2", "--round-to -2: the multiple"),
     ("--mean 1,2,x", "--mean '1,2,x' is not understood"),

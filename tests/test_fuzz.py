@@ -39,7 +39,8 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     failed = tmp_path / "failed"
     told = run(str(tmp_path), "--cases", "40", "--seed", "1", "--prune", "0.1", "--save", str(failed), "--strict")
     found = re.fullmatch(
-        r"40 cases of 2 files in \d+ s, seed 1: (\d+) fine, (\d+) refused, 0 traceback, 0 hang, 0 killed, 0 litter\n",
+        r"40 cases of 2 files in \d+ s, seed 1: (\d+) accepted, (\d+) refused, 0 with a traceback, 0 over 30 s, "
+        r"0 killed by a signal, 0 with files left behind\n",
         told,
     )
     assert found, told
@@ -75,7 +76,7 @@ sys.exit(fuzz.main())
 def test_every_kind_of_failure_is_seen_and_named(tmp_path: Path) -> None:
     kinds = {
         "bug": "traceback", "loop": "hang", "crash": "killed", "litter": "litter", "hoard": "traceback",
-        "noise": "traceback", "refused": "refused", "": "fine",
+        "noise": "traceback", "refused": "refused", "": "accepted",
     }  # fmt: skip
     files = [tmp_path / f"{content}.onnx" for content in kinds]
     for file, content in zip(files, kinds, strict=True):

@@ -136,9 +136,11 @@ def random_source(inputs: Sequence[InputSpec], *, samples: int, seed: int) -> So
     """Make up data: standard normal for float inputs, 0..9 for integers, booleans of both kinds; dynamic axes 0 are 1.
 
     An item depends on `seed` and its number only. Raises DataError if another axis is dynamic, OptionError if
-    `samples` is below 1.
+    `samples` is below 1 or beyond a million.
     """
     _check_request(inputs, samples)
+    if samples > _MOST_FEEDS:
+        raise OptionError(f"--samples {samples}: {_MOST_FEEDS:,} are the most that are made up; take fewer.")
     for spec in inputs:
         if None in spec.shape[1:]:
             raise DataError(f"Random data needs every size of input {spec}: pass --shape.")

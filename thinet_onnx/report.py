@@ -6,6 +6,7 @@ Every figure comes from the `Report` or `Inspection`, or is the ratio of two tha
 import json
 import math
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,10 +71,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise OutputError(f"{path} can't be written: it is a device or a pipe, name a file.")
         if not target.parent.is_dir():
             raise OutputError(f"{path} can't be written: there is no folder {target.parent}.")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}.") from None
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{path} can't be written: no permission to write in {target.parent}.")
 
 
 def _lists_on_one_line(text: str) -> str:

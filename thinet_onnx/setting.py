@@ -20,7 +20,7 @@ from thinet_onnx.prepare import prepare
 Array = np.ndarray[Any, Any]
 Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
-_LARGEST_ITEM = 4 << 30  # bytes of random data for one input
+LARGEST_INPUT = 4 << 30  # bytes of one feed for one input
 
 
 @dataclass
@@ -153,7 +153,7 @@ def closed_inputs(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> li
                 f"The input {spec.name!r} of {setting.name} has open sizes; say them, such as --shape {spec.name}:{example}."
             )
         count = math.prod(size or 1 for size in sizes)
-        if count * spec.dtype.itemsize > _LARGEST_ITEM:
+        if count * spec.dtype.itemsize > LARGEST_INPUT:
             raise OptionError(
                 f"One item of the input {spec.name!r} of {setting.name} has {count:,} elements, more than can be made up; "
                 "say smaller sizes with --shape, or mend the file if it is damaged."

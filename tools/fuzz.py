@@ -1,15 +1,16 @@
-"""Damage .onnx files in many ways and see what `thinet-onnx` says to each: an answer, one sentence, or a defect.
+"""Damage files in many ways and see what `thinet-onnx` says to each: an answer, one sentence, or a defect.
 
 Every case is a process of its own, forked from one that has loaded everything, with a limit on its time and its memory. It
-runs `inspect` in an empty folder, and for a share of the files that pass, `prune --random-data`. What isn't fine or refused
-(exit code 0, or 2 with one line, and no new file but the output) is counted, saved with its seed, and can be replayed.
+runs `inspect` in an empty folder, and for a share of the files that pass, `prune --random-data`; a .json file, the report of
+a run, goes to `report`. What is neither accepted nor refused (exit code 0, or 2 with one line, and no new file but the
+output) is counted, saved with its seed, and can be replayed.
 
     python tools/fuzz.py                                        # 300 cases of models/*.onnx
-    python tools/fuzz.py some/folder net.onnx --cases 5000 --seed 3
+    python tools/fuzz.py some/folder net.onnx result.json --cases 5000 --seed 3
     python tools/fuzz.py --replay fuzz-failures/*.onnx
 
-Exit code 1 if any case ended in a traceback, hung, or left files behind; a process killed from within onnx or ONNX Runtime
-is reported, and fails the run with --strict. Linux only (fork, pidfd, resource limits).
+Exit code 1 if any case ended in a traceback, took too long, or left files behind; a process killed from within onnx
+or ONNX Runtime is reported, and fails the run with --strict. Linux only (fork, pidfd, resource limits).
 """
 
 import argparse
@@ -36,8 +37,17 @@ ROOT = Path(__file__).parents[1]
 PREFIX = "thinet-onnx: error: "
 PRUNE = ("prune", "model.onnx", "out.onnx", "--random-data", "--samples", "4", "--keep", "0.5")
 INSPECT = ("inspect", "model.onnx")
-FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER = "fine", "refused", "traceback", "hang", "killed", "litter"
+REPORT = ("report", "result.json", "out.html")
+OUTPUTS = {PRUNE: "out.onnx", REPORT: "out.html", INSPECT: None}
+FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER = "accepted", "refused", "traceback", "hang", "killed", "litter"
 DEFECTS = (TRACEBACK, HANG, LITTER)
+TOLD = {
+    TRACEBACK: "with a traceback",
+    HANG: "over {:g} s",
+    KILLED: "killed by a signal",
+    LITTER: "with files left behind",
+}
+"""How the summary calls what the cases came to."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ def main() -> int:
     """Run the cases, or replay some; the exit code."""
     options = _arguments()
     limits = Limits(options.timeout, options.memory << 20)
-    importlib.import_module("thinet_onnx.pipeline")  # before the first fork, and not in every child
+    for name in ("pipeline", "page", "restore"):  # before the first fork, and not in every child
+        importlib.import_module(f"thinet_onnx.{name}")
     if options.replay:
         outcomes = [_replayed(Path(file), limits) for file in options.paths]
         return int(any(outcome.kind in (*DEFECTS, KILLED) for outcome in outcomes))
@@ -73,16 +84,22 @@ def main() -> int:
     for case in range(options.first, options.first + options.cases):
         rng = np.random.default_rng([options.seed, case])
         one, other = (int(rng.integers(len(files))) for _ in range(2))
-        names, damaged = mutations.mutate(contents[one], contents[other], rng)
-        outcome = attempt(damaged, limits, prune=rng.random() < options.prune)
+        report = files[one].suffix == ".json"
+        if report:
+            names, damaged = mutations.mutate_json(contents[one], rng)
+        else:
+            names, damaged = mutations.mutate(contents[one], contents[other], rng)
+        outcome = attempt(damaged, limits, prune=rng.random() < options.prune, report=report)
         counts[outcome.kind] += 1
         if outcome.kind not in (FINE, REFUSED):
             places[f"{outcome.kind}: {outcome.detail.splitlines()[-1] if outcome.detail else ''}"] += 1
             origin = f"{files[one].name} {names} seed {options.seed} case {case}"
             print(f"{outcome.kind}: {outcome.command} ({origin})\n{_indented(outcome.detail)}", flush=True)
-            _save(options.save, f"{outcome.kind}-{options.seed}-{case}", damaged, f"{origin}\n{outcome.detail}")
+            name = f"{outcome.kind}-{options.seed}-{case}{files[one].suffix}"
+            _save(options.save / name, damaged, f"{origin}\n{outcome.detail}")
     seconds = time.monotonic() - started
-    print(f"{options.cases} cases of {len(files)} files in {seconds:.0f} s, seed {options.seed}: {_told(counts)}")
+    told = _told(counts, limits)
+    print(f"{options.cases} cases of {len(files)} files in {seconds:.0f} s, seed {options.seed}: {told}")
     for place, count in places.most_common():
         print(f"  {count} × {place}")
     return int(any(counts[kind] for kind in (*DEFECTS, *([KILLED] if options.strict else []))))
@@ -90,7 +107,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", help=".onnx files, or folders of them (default: models/)")
+    parser.add_argument("paths", nargs="*", help=".onnx files, folders of them, .json reports (default: models/)")
     parser.add_argument("--cases", type=int, default=300, help="how many damaged files are tried (default: 300)")
     parser.add_argument("--first", type=int, default=0, help="the number of the first case (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
@@ -108,8 +125,10 @@ def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
         yield from path.glob("*.onnx") if path.is_dir() else [path]
 
 
-def attempt(content: bytes, limits: Limits, *, prune: bool) -> Outcome:
-    """Give a file to `inspect` and, if that goes well and it is wanted, to `prune`; the last outcome counts."""
+def attempt(content: bytes, limits: Limits, *, prune: bool, report: bool = False) -> Outcome:
+    """Give a file to `inspect` and, if that goes well and it is wanted, to `prune`; or to `report`. The last outcome counts."""
+    if report:
+        return _command(content, REPORT, limits)
     outcome = _command(content, INSPECT, limits)
     if prune and outcome.kind == FINE:
         outcome = _command(content, PRUNE, limits)
@@ -122,11 +141,12 @@ def _command(content: bytes, arguments: tuple[str, ...], limits: Limits) -> Outc
         folder = Path(name)
         for part in ("work", "temporary"):
             (folder / part).mkdir()
-        (folder / "work" / "model.onnx").write_bytes(content)
+        (folder / "work" / arguments[1]).write_bytes(content)
         code = _in_child(folder, arguments, limits)
         said = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
         kind, detail = _judged(code, said)
-        expected = {"model.onnx"} | ({"out.onnx"} if code == 0 and arguments == PRUNE else set())
+        output = OUTPUTS[arguments] if code == 0 else None
+        expected = {arguments[1]} | ({output} if output else set())
         left = {path.name for path in (folder / "work").iterdir()}
         left |= {f"temporary/{path.name}" for path in (folder / "temporary").iterdir()}
         if kind in (FINE, REFUSED) and left != expected:
@@ -191,23 +211,24 @@ def _become(folder: Path, arguments: tuple[str, ...], limits: Limits) -> None:
 
 
 def _replayed(file: Path, limits: Limits) -> Outcome:
-    outcome = attempt(file.read_bytes(), limits, prune=True)
+    outcome = attempt(file.read_bytes(), limits, prune=True, report=file.suffix == ".json")
     print(f"{file}: {outcome.kind} ({outcome.command})\n{_indented(outcome.detail)}", flush=True)
     return outcome
 
 
-def _save(folder: Path, name: str, content: bytes, text: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.onnx").write_bytes(content)
-    (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+def _save(file: Path, content: bytes, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    file.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
 
 
 def _indented(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines()[-12:]).rstrip()
 
 
-def _told(counts: Counter[str]) -> str:
-    return ", ".join(f"{counts[kind]} {kind}" for kind in (FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER))
+def _told(counts: Counter[str], limits: Limits) -> str:
+    kinds = (FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER)
+    return ", ".join(f"{counts[kind]} {TOLD.get(kind, kind).format(limits.seconds)}" for kind in kinds)
 
 
 if __name__ == "__main__":

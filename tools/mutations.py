@@ -1,9 +1,10 @@
-"""Ways to damage an .onnx file: of its bytes, and of what the bytes say.
+"""Ways to damage an .onnx file, or the JSON report of a run: of its bytes, and of what the bytes say.
 
 Every mutation takes its random choices from the generator it is given and nothing else, so a case can be made again from
 its seed. The bytes of large weights are mostly left alone: a flipped bit there is another weight, and no damage.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,10 @@ ProtoMutation = Callable[[onnx.ModelProto, np.random.Generator], None]
 ODD_SIZES = (0, -1, 1, 2, 3, 7, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63))
 ODD_BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF)
 WEIGHTS = 64  # bytes; what is longer is skipped by most mutations of bytes
+ODD_ENTRIES = (
+    None, True, 0, -1, 1, 2, 1 << 31, 1 << 70, 0.0, -0.5, 1e308, float("nan"), float("inf"), "", "x", "</script>", "é" * 300,
+    "a\nb\x1b[31m", "\ud800", [], [0], [[1, 2], [3]], {}, {"x": 1},
+)  # fmt: skip
 BYTES: dict[str, Mutation] = {}
 PROTOS: dict[str, ProtoMutation] = {}
 
@@ -39,6 +44,42 @@ def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> tuple[str, by
             data = _in_proto(data, PROTOS[name], rng)
         names.append(name)
     return "+".join(names), data
+
+
+def mutate_json(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    """Damage a JSON file in one to three ways: most often an entry is another, gone, or there twice."""
+    names = []
+    for _ in range(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))):
+        name = str(rng.choice(list(BYTES))) if rng.random() < 0.15 else "entry"
+        try:
+            data = BYTES[name](data, rng) if name in BYTES else _in_json(data, rng)
+        except (ValueError, _NothingError):
+            name = "nothing"
+        names.append(name)
+    return "+".join(names), data
+
+
+def _in_json(data: bytes, rng: np.random.Generator) -> bytes:
+    """Change one entry, as deep as it may be; short lists and dicts are hit as often as long ones."""
+    whole = json.loads(data)
+    place = whole
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = keys[int(rng.integers(len(keys)))] if keys else None
+        if key is None:
+            raise _NothingError
+        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.15:
+            break
+        place = place[key]
+    if rng.random() < 0.15:
+        del place[key]
+    elif isinstance(place, list) and rng.random() < 0.2:
+        place.extend(place[: int(rng.integers(1, 4))])
+    elif isinstance(place[key], int | float) and rng.random() < 0.5:
+        place[key] = float(_pick((-place[key], 10 * place[key], 0.5 + place[key], 1e300, 5e-324), rng))
+    else:
+        place[key] = _pick(ODD_ENTRIES, rng)
+    return json.dumps(whole).encode()
 
 
 def _in_proto(data: bytes, change: ProtoMutation, rng: np.random.Generator) -> bytes:

@@ -63,7 +63,7 @@ def bench(
         )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         if json_file is not None:
-            shared.check_output("--json", json_file, {"--data": data, **_named(models)})
+            shared.check_output("--json", json_file, {"--data": data, **_named(models)}, ".json")
 
         from thinet_onnx import speed, speed_table  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ def inspect(
     with shared.one_line_errors(debug):
         shapes = parse_shapes(shape or [])
         if json_file is not None:
-            shared.check_output("--json", json_file, {"MODEL": model})
+            shared.check_output("--json", json_file, {"MODEL": model}, ".json")
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 

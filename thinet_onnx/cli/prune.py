@@ -35,10 +35,11 @@ from thinet_onnx.cli.shared import (
     Task,
     option,
 )
-from thinet_onnx.errors import OptionError, OutputError
+from thinet_onnx.errors import OptionError
 from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
 from thinet_onnx.training.options import FinetuneOptions
 
+PAGES = (".html", ".htm")
 DEFAULT_TARGET = "macs=50%"
 EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
 NO_DATA = (
@@ -146,19 +147,21 @@ def prune(
             )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         show = Show.parse(task, classes)
+        if json_file is None and report_file is None and (task != "auto" or classes is not None):
+            raise OptionError(
+                "--task and --classes say how a report shows outputs: ask for one, with --report or --json."
+            )
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
-        shared.check_output("OUTPUT", output, inputs)
-        if output.exists() and output.suffix != ".onnx":
-            raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
+        shared.check_output("OUTPUT", output, inputs, ".onnx")
         if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
         if report_file is not None:
-            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
+            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file}, *PAGES)
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 

@@ -177,18 +177,37 @@ def floats(option: str, text: str | None) -> tuple[float, ...]:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", text.lower())
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
     if match is None:
         raise OptionError(f"--resize {text!r} is not understood: write height x width, such as 224x320, or one number.")
     return int(match[1]), int(match[2] or match[1])
 
 
-def check_output(name: str, path: Path, others: Mapping[str, str | Path | None]) -> None:
-    """Refuse, before the work and not after it, a file that can't be written or that is one of `others`."""
+def check_output(name: str, path: Path, others: Mapping[str, str | Path | None], *suffixes: str) -> None:
+    """Refuse, before the work and not after it, a file that can't be written or that is one of `others`.
+
+    A file that is there already is only overwritten if its name ends in one of `suffixes`.
+    """
     for other_name, other in others.items():
         if other is not None and _same_file(path, Path(other)):
             raise OutputError(f"{name} and {other_name} are the same file, {path}: write to another one.")
     report.check_writable(path)
+    if path.exists() and path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path} is there and is no {suffixes[0]} file: it is not overwritten, name another {name}.")
+
+
+def check_folder(name: str, path: Path, others: Mapping[str, str | Path | None]) -> None:
+    """Refuse, before the work and not after it, a folder that can't be made, or in whose place a file is or will be."""
+    for other_name, other in others.items():
+        if other is not None and _same_file(path, Path(other)):
+            raise OutputError(f"{name} and {other_name} are the same, {path}: name another folder.")
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise OutputError(f"{name} {path}: {there} is no folder; name another one.")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"{name} {path}: no permission to write in {there}.")
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -70,7 +70,9 @@ def verify(
         )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         if json_file is not None:
-            shared.check_output("--json", json_file, {"PRUNED": pruned, "--reference": reference, "--data": data})
+            shared.check_output(
+                "--json", json_file, {"PRUNED": pruned, "--reference": reference, "--data": data}, ".json"
+            )
 
         from thinet_onnx import acceptance  # noqa: PLC0415
         from thinet_onnx.acceptance import table  # noqa: PLC0415

@@ -4,6 +4,7 @@
 by its output energy, and calls `select` and `reconstruct`.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,9 @@ Array = np.ndarray[Any, Any]
 Doubles = NDArray[np.float64]
 
 RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
-_MANY_COLUMNS = 2304  # from here on a refit is dear, and fewer widths are checked
+_MANY_COLUMNS = 2304  # from here on a refit is dear: ranking goes by units, and fewer widths are checked
+_SOME_COLUMNS = 640  # from here on the ridge is searched for at one width only
+_FEW_STEPS = (3, 5, 7)  # eighths of a group that are taken out then
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on the batches kept apart; infinite: the old weights
 
 
@@ -49,16 +52,23 @@ class View:
     def of(cls, watcher: Watcher, *, centred: bool) -> "View":
         """What a watcher has gathered, summed up."""
         units, zeros = watcher.zero_share()
+        consumer, own = watcher.consumer, watcher.own
+        biases = consumer.bias.reshape(len(consumer.matrix), -1)
+        parts, fit, check = list[Statistics](), list[Statistics](), list[Statistics]()
         divided = all(half.count for halves in watcher.moments for half in halves)
-        fit, check = (
-            [halves[place].statistics(centred=centred) for halves in watcher.moments if divided] for place in (0, 1)
-        )
-        for most, rest in watcher.moments:
-            most.merge(rest)
-        parts = [most.statistics(centred=centred) for most, _ in watcher.moments]
-        return cls(
-            watcher.consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros
-        )
+        for (most, rest), matrix, bias in zip(watcher.moments, consumer.matrix, biases, strict=False):
+            both = most.plus(rest) if divided else most if most.count else rest
+            halves = ((fit, most), (check, rest)) if divided else ()
+            for found, sums in ((parts, both), *halves):
+                found.append(
+                    sums.statistics(centred=centred, weights=matrix if own else None, bias=bias if own else None)
+                )
+        watcher.moments.clear()
+        return cls(consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros)
+
+    def slim(self) -> "View":
+        """Only what ranking needs."""
+        return dataclasses.replace(self, fit=[], check=[])
 
     @property
     def energy(self) -> float:
@@ -120,12 +130,22 @@ class Chooser:
         return select.greedy(matrix)[0]
 
     def _readers(self, group: int, views: Iterable[View]) -> list[select.Reader]:
-        """The layers that read a group, their outputs weighed as the network does and divided by their energy."""
-        return [
-            select.Reader(part.h, p / np.sqrt(view.energy), self._local(view.consumer.keys, group))
-            for view in views
-            for part, _, p in view.weighted()
-        ]
+        """The layers that read a group, their outputs weighed as the network does and divided by their energy.
+
+        Of very wide ones only what one factor for each unit could make up for is looked at: a matrix of units, not columns.
+        """
+        size = self.analysis.groups[group].size
+        readers = []
+        for view in views:
+            keys = self._local(view.consumer.keys, group)
+            for part, w, p in view.weighted():
+                if view.consumer.columns < _MANY_COLUMNS:
+                    readers.append(select.Reader(part.h, p / np.sqrt(view.energy), keys))
+                    continue
+                cross = reconstruct.cross_products(_own(part.h, w, p, keys), w, keys, size) / view.energy
+                m = objective(part.h, w, keys, size) / view.energy
+                readers.append(select.Reader(m, cross[None], np.arange(size)))
+        return readers
 
     def _cross(self, group: int, views: Iterable[View]) -> Doubles:
         """Products of the target, less what other channels contribute, with each unit's partial sum."""
@@ -134,8 +154,7 @@ class Chooser:
         for view in views:
             keys = self._local(view.consumer.keys, group)
             for part, w, p in view.weighted():
-                mine = p - (w * (keys < 0)) @ part.h
-                total += reconstruct.cross_products(mine, w, keys, size) / view.energy
+                total += reconstruct.cross_products(_own(part.h, w, p, keys), w, keys, size) / view.energy
         return total
 
     def objective(self, group: int, views: Iterable[View]) -> Doubles:
@@ -187,17 +206,25 @@ class Chooser:
         return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
 
     def _honesty(self, group: int, views: list[View], order: Ids, error: Doubles) -> Doubles:
-        """By how much the error at each width is larger on images that weren't fitted."""
+        """By how much the error at each width is larger on images that weren't fitted, refitted in full."""
         size = len(order)
-        wide = max(view.consumer.columns for view in views) > _MANY_COLUMNS
-        steps = (4,) if wide else range(1, 8)
-        gone = sorted({min(max(size * step // 8, 1), size) for step in steps})
-        ratios = []
-        for count in gone:
+        most = max(view.consumer.columns for view in views)
+        wide, dear = most >= _MANY_COLUMNS, most >= _SOME_COLUMNS
+        gone = sorted({min(max(size * step // 8, 1), size) for step in (_FEW_STEPS if wide else range(1, 8))})
+        ratios: dict[int, float] = {}
+        ridges: dict[str, float] = {}
+        for count in reversed(gone):  # the smaller the matrix, the cheaper the search for a ridge
             kept = {group: np.sort(order[count:])}
-            held = sum(self._ridge(view, self.columns(view.consumer, kept))[1] / view.energy for view in views)
-            ratios.append(held / max(float(error[count - 1]), 1e-12))
-        return np.interp(np.arange(1, size + 1), gone, ratios)
+            held = 0.0
+            for view in views:
+                columns, name = self.columns(view.consumer, kept), view.consumer.name
+                if dear and name in ridges:
+                    found = _held_out(view, _solve(view.fit, view.consumer.matrix, columns, ridges[name]))
+                else:
+                    ridges[name], found = self._ridge(view, columns)
+                held += found / view.energy
+            ratios[count] = held / max(float(error[count - 1]), 1e-12)
+        return np.interp(np.arange(1, size + 1), gone, [ratios[count] for count in gone])
 
     def _weight_sum(self, group: Group) -> Doubles:
         """Sum of absolute weights of the filters that make each unit."""
@@ -298,6 +325,12 @@ class Chooser:
                 error = error + shift**2 - 2 * shift * part.t + 2 * shift * (weights @ part.u)
             total += float(scale**2 @ np.maximum(error, 0))
         return float(np.sqrt(total / view.energy))
+
+
+def _own(h: Doubles, w: Doubles, p: Doubles, keys: Ids) -> Doubles:
+    """Products of the target, less what columns of no unit (key −1) contribute, with every column."""
+    others = np.flatnonzero(keys < 0)
+    return p - w[:, others] @ h[others] if len(others) else p
 
 
 def _solve(parts: list[Statistics], matrices: Array, columns: NDArray[np.bool_], ridge: float) -> Doubles:

@@ -6,24 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 
 from thinet_onnx import budget, presets
-from thinet_onnx.choose import Chooser, View
-from thinet_onnx.consumers import Consumer
+from thinet_onnx.choose import Chooser
 from thinet_onnx.cost import Cost
 from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.latency import Bench, Search
-from thinet_onnx.options import Progress, PruneOptions
+from thinet_onnx.options import Progress, PruneOptions, Target
 from thinet_onnx.result import LatencyTarget, Tradeoff
-from thinet_onnx.trial import Trial
-
-Feeds = dict[str, np.ndarray[Any, Any]]
+from thinet_onnx.trial import Weighed
 
 _LANDING = 0.01  # a target is met when what remains is within this share of the original
 _TRADEOFF_POINTS = 41
-_SHARES = (0.5,)  # of a group that is removed alone, to see how far the output moves; three of them gained nothing
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,48 @@ def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None
     return None
 
 
+def needs_weighing(analysis: Analysis, options: PruneOptions, bench: Bench | None) -> bool:
+    """Whether the target leaves the widths open.
+
+    Raises TargetError where it can be seen beforehand that the target asks for nothing.
+    """
+    target = options.target
+    if target is None:
+        return False
+    if bench is not None:
+        bench.share(target)
+    else:
+        _limit(analysis, target)
+    return True
+
+
+def _limit(analysis: Analysis, target: Target) -> tuple[Cost, float, str]:
+    """What is counted, how much of it may remain, and its name."""
+    cost = analysis.macs if target.kind == "macs" else analysis.params
+    unit = "MACs" if target.kind == "macs" else "parameters"
+    base = cost.total(analysis.sizes)
+    limit = target.value * (base if target.relative else 1)
+    if limit >= base:
+        raise TargetError(
+            f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
+        )
+    return cost, limit, unit
+
+
 def decide(
-    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
-    progress: Progress, bench: Bench | None = None,
-) -> Decision:  # fmt: skip
+    chooser: Chooser,
+    weighed: Mapping[int, Weighed],
+    candidates: Sequence[int],
+    progress: Progress,
+    bench: Bench | None = None,
+) -> Decision:
     """Settle the width of every group.
 
     Args:
-        model: the original.
-        chooser: with the analysis and the options.
-        views: statistics of the original at every consumer.
+        chooser: of the run.
+        weighed: each candidate cut alone, where the target leaves the widths open.
         candidates: groups that may shrink.
-        feeds: calibration batches.
-        progress: told of each group that is weighed.
+        progress: told of what is measured.
         bench: where times are measured, for a latency target.
 
     Raises:
@@ -86,17 +110,10 @@ def decide(
         return Decision(presets.thinet_conv(analysis, choices, candidates), {}, None)
     assert options.target is not None
     if bench is not None:
-        return _timed(bench, Trial(model, chooser, views, candidates, feeds), choices, candidates, progress)
-    cost = analysis.macs if options.target.kind == "macs" else analysis.params
-    unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
+        return _timed(bench, chooser, weighed, choices, candidates, progress)
+    cost, limit, unit = _limit(analysis, options.target)
     base = cost.total(sizes)
-    limit = options.target.value * (base if options.target.relative else 1)
-    if limit >= base:
-        raise TargetError(
-            f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
-        )
-    trial = Trial(model, chooser, views, candidates, feeds)
-    curves, sensitivity = _weigh(trial, candidates, progress)
+    curves, sensitivity = _curves(analysis, weighed)
     widths = budget.allocate(sizes, choices, curves, cost, limit, unit)
     widths = _land(widths, chooser, candidates, curves, limit, base)
     missed = (limit - cost.total(widths)) / base
@@ -106,7 +123,8 @@ def decide(
             f"the widths allowed come no nearer to {options.target} than {cost.total(widths) / base:.1%} of the original "
             "(a smaller --round-to allows more)"
         )
-    return Decision(widths, sensitivity, remark, trial.errors, _tradeoff(analysis, choices, curves, cost, widths))
+    errors = {group: entry.errors for group, entry in weighed.items()}
+    return Decision(widths, sensitivity, remark, errors, _tradeoff(analysis, choices, curves, cost, widths))
 
 
 def _tradeoff(
@@ -132,17 +150,18 @@ def _tradeoff(
 
 
 def _timed(
-    bench: Bench, trial: Trial, choices: Sequence[Sequence[int]], candidates: Sequence[int], progress: Progress
-) -> Decision:
+    bench: Bench, chooser: Chooser, weighed: Mapping[int, Weighed], choices: Sequence[Sequence[int]],
+    candidates: Sequence[int], progress: Progress,
+) -> Decision:  # fmt: skip
     """Widths for a latency target, measured."""
-    analysis, target = trial.chooser.analysis, trial.chooser.options.target
+    analysis, target = chooser.analysis, chooser.options.target
     assert target is not None
-    bench.share(target)  # known to be less than all before the work begins
     cost = bench.profile(analysis, candidates, progress)
-    curves, sensitivity = _weigh(trial, candidates, progress)
+    curves, sensitivity = _curves(analysis, weighed)
     landing = Search(bench, analysis, choices, curves, cost).land(target, progress)
     tradeoff = _tradeoff(analysis, choices, curves, cost, landing.widths)
-    return Decision(landing.widths, sensitivity, landing.remark, trial.errors, tradeoff, landing.timed)
+    errors = {group: entry.errors for group, entry in weighed.items()}
+    return Decision(landing.widths, sensitivity, landing.remark, errors, tradeoff, landing.timed)
 
 
 def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
@@ -189,22 +208,13 @@ def _land(
     return widths
 
 
-def _weigh(trial: Trial, candidates: Sequence[int], progress: Progress) -> tuple[list[budget.Curve], dict[int, float]]:
-    """Error curves in units of the output: prune each group alone, refit, see how far the output moves."""
-    sizes = trial.chooser.analysis.sizes
-    curves = [budget.Curve(np.zeros(size + 1)) for size in sizes]
+def _curves(analysis: Analysis, weighed: Mapping[int, Weighed]) -> tuple[list[budget.Curve], dict[int, float]]:
+    """Error curves in units of the output, and how far the output moves for one unit of each group's error."""
+    curves = [budget.Curve(np.zeros(size + 1)) for size in analysis.sizes]
     sensitivity: dict[int, float] = {}
-    progress.start("Weighing the groups", len(candidates))
-    for group in candidates:
-        error, size = trial.errors[group], sizes[group]
-        floor = trial.chooser.analysis.groups[group].floor
-        gone = sorted({min(max(round(size * share), 1), size - floor) for share in _SHARES})
-        rates = [
-            trial.moved([*sizes[:group], size - count, *sizes[group + 1 :]]) / max(float(error[count]), 1e-12)
-            for count in gone
-        ]
-        curve = error * np.interp(np.arange(size + 1), gone, rates)
+    for group, entry in weighed.items():
+        rates = entry.rates
+        curve = entry.errors * np.interp(np.arange(len(entry.errors)), list(rates), list(rates.values()))
         curves[group] = budget.Curve(np.maximum.accumulate(curve))
-        sensitivity[group] = float(np.median(rates))
-        progress.advance()
+        sensitivity[group] = float(np.median(list(rates.values())))
     return curves, sensitivity

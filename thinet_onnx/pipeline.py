@@ -18,9 +18,10 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx import examples, external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
+from thinet_onnx.batches import Batches
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer, collect
-from thinet_onnx.decide import Decision, decide, why_not
+from thinet_onnx.decide import Decision, decide, needs_weighing, why_not
 from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
@@ -34,6 +35,7 @@ from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_mo
 from thinet_onnx.stopwatch import Stopwatch
 from thinet_onnx.sweep import Sweep
 from thinet_onnx.temper import Tempered, temper
+from thinet_onnx.trial import Trial
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -171,6 +173,7 @@ class Run:
         self.setting, shapes = examine(setting, _one_and_two(source, self.fit))
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
+        self.held_batches = self.batches(self.held)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
         (answer,) = runtime.outputs(self.model, [item])
         verify.require_numbers(self.setting.graph.outputs, answer)
@@ -179,9 +182,9 @@ class Run:
             raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
         self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
 
-    def batches(self, rows: list[int]) -> list[Feeds]:
+    def batches(self, rows: list[int]) -> Batches:
         """Feeds of some samples, in batches."""
-        return [self.source.batch(rows[start : start + self.size]) for start in range(0, len(rows), self.size)]
+        return Batches(self.source.batch, rows, self.size)
 
     def settle(self) -> "Settled":
         """Observe, and decide on widths."""
@@ -195,8 +198,10 @@ class Run:
             raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
         feeds = self.batches(self.fit)
         sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
-        views = sweep.survey(candidates)
-        decision = decide(self.model, chooser, views, candidates, feeds, self.progress, self.bench)
+        weigh = needs_weighing(analysis, options, self.bench)
+        trial = Trial(self.model, chooser, len(candidates), feeds) if weigh else None
+        views, weighed = sweep.survey(candidates, trial)
+        decision = decide(chooser, weighed, candidates, self.progress, self.bench)
         return Settled(sweep, views, decision)
 
     def work(self) -> "Outcome":
@@ -209,7 +214,7 @@ class Run:
         tempered = None
         if self.options.reconstruction != "none":
             columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.batches(self.held))
+            tempered = temper(self.model, rebuilt, columns, self.held_batches)
             rebuilt = tempered.rebuilt
         self.progress.advance()
         return self._cut(plan, kept, rebuilt, decision, tempered)
@@ -290,7 +295,7 @@ def _report(
     """Measure both models, write the pruned one, and tell."""
     setting, analysis, options = run.setting, run.analysis, run.options
     run.progress.start("Measuring", 3)
-    held = run.batches(run.held)
+    held = run.held_batches
     before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
     answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
     near = verify.fidelity(answers.names, before, after, items=answers.items)

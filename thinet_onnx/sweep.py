@@ -16,6 +16,8 @@ from thinet_onnx.options import Progress
 from thinet_onnx.pairs import Pair
 from thinet_onnx.polish import Polisher
 from thinet_onnx.stream import Stream
+from thinet_onnx.surgery import Refit
+from thinet_onnx.trial import Answers, Run, Trial, Weighed
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -50,20 +52,70 @@ class Sweep:
         self.analysis, self.consumers, self.chooser = analysis, consumers, chooser
         self.feeds, self._items, self.progress = feeds, items, progress
 
-    def survey(self, candidates: Sequence[int]) -> dict[Consumer, View]:
-        """Watch the original at every consumer of a candidate."""
-        wanted = [c for c in self.consumers if any(c in self.chooser.readers[group] for group in candidates)]
+    def survey(self, candidates: Sequence[int], trial: Trial | None) -> tuple[dict[Consumer, View], dict[int, Weighed]]:
+        """Watch the original at every consumer of a candidate, and weigh each candidate once all its readers were seen.
+
+        Args:
+            candidates: groups that may shrink.
+            trial: weighs them; nothing is weighed if None.
+
+        Returns:
+            What has to be known of later readers when a group is pruned at its first, and the weighed groups.
+        """
+        readers = self.chooser.readers
+        wanted = [c for c in self.consumers if any(c in readers[group] for group in candidates)]
         self.progress.start("Observing the original", len(wanted))
-        stream, stops = tour(self.analysis, wanted, self.feeds)
-        views = {}
+        last = {g: max(wanted.index(c) for c in readers[g]) for g in candidates}
+        views, weighed = dict[Consumer, View](), dict[int, Weighed]()
+        outputs = [name for name in self.analysis.graph.outputs if name not in self.analysis.graph.derived]
+        stops = [
+            *([use.x for use in c.uses] if c.bias_known else list({*c.observed, *c.answered}) for c in wanted),
+            *([outputs] if trial is not None else []),
+        ]
+        stream, seen = tour(self.analysis, stops, self.feeds)
         with closing(stream):
-            for consumer, tensors in stops:
-                watcher = self._watcher(consumer)
+            for stop, (consumer, tensors) in enumerate(zip(wanted, seen, strict=False)):
+                watcher = self._watcher(consumer, own=consumer.bias_known)
                 for batch in tensors:
                     watcher.add(batch)
                 views[consumer] = View.of(watcher, centred=self.chooser.centred)
+                for group in (g for g in candidates if last[g] == stop):
+                    if trial is not None:
+                        rest = self._rest(stream, stop, trial) if len(readers[group]) == 1 else None
+                        weighed[group] = trial.weigh(group, views, rest)
+                self._let_go(views, consumer, last, stop)
                 self.progress.advance()
-        return views
+        return views, weighed
+
+    def _rest(self, stream: Stream, stop: int, trial: Trial) -> Run:
+        """Runs what follows a stop, with new weights."""
+        graph = self.analysis.graph
+
+        def run(refits: list[Refit], batches: Sequence[int]) -> Answers:
+            new = {}
+            for refit in refits:
+                node = graph.producer[refit.node]
+                new[node.index, refit.weight_operand] = refit.weight
+                if refit.bias_operand is not None and refit.bias is not None:
+                    new[node.index, refit.bias_operand] = refit.bias
+            shown = stream.rest(stop, new, batches)
+            return [
+                [found.get(name, known) for name, known in zip(graph.outputs, answers, strict=True)]
+                for found, answers in zip(shown, trial.reference, strict=True)
+            ]
+
+        return run
+
+    def _let_go(self, views: dict[Consumer, View], consumer: Consumer, last: Mapping[int, int], stop: int) -> None:
+        """Drop what no group needs any more; of groups with several readers the sweep will want to know the later ones."""
+        readers = self.chooser.readers
+        for known in [c for c in views if c is consumer or any(c in readers[g] for g in last if last[g] == stop)]:
+            mine = [g for g in last if known in readers[g]]
+            if all(last[g] <= stop for g in mine):
+                if all(len(readers[g]) == 1 for g in mine):
+                    del views[known]
+                else:
+                    views[known] = views[known].slim()
 
     def prune(self, views: Mapping[Consumer, View], widths: Sequence[int]) -> tuple[list[Ids], list[Rebuilt]]:
         """Pick at a group's first consumer, refit each consumer on what really reaches it.
@@ -86,12 +138,15 @@ class Sweep:
             touched = self.consumers[self.consumers.index(touched[0]) :]
         joint = self._pairs(touched, cut)
         self.progress.start("Pruning, layer by layer", len(touched))
-        original, stops = tour(analysis, touched, self.feeds)
-        pruned, others = tour(analysis, touched, self.feeds, {c: pair.producer.layer.x for c, pair in joint.items()})
+        inputs = {c: pair.producer.layer.x for c, pair in joint.items()}
+        held = [stop for stop, consumer in enumerate(touched) if consumer in joint]
+        original, stops = tour(analysis, [c.answered for c in touched], self.feeds)
+        wanted = [[*c.observed, *((inputs[c],) if c in inputs else ())] for c in touched]
+        pruned, others = tour(analysis, wanted, self.feeds, hold=held)
         picks: dict[int, Ids] = {}
         rebuilt: dict[str, Rebuilt] = {}
         with closing(original), closing(pruned):
-            for stop, ((consumer, dense), (_, thin)) in enumerate(zip(stops, others, strict=True)):
+            for stop, (consumer, dense, thin) in enumerate(zip(touched, stops, others, strict=True)):
                 watcher = self._watcher(consumer)
                 polisher = self._polisher(joint.get(consumer))
                 for left, right in zip(dense, thin, strict=True):
@@ -104,6 +159,7 @@ class Sweep:
                     if g not in picks and consumer in chooser.readers[g]:
                         picks[g] = np.sort(chooser.order(g, seen)[groups[g].size - widths[g] :])
                 new = chooser.rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
+                del seen[consumer]
                 rebuilt[consumer.layer.weight] = new
                 self._replace(pruned, new)
                 if polisher is not None:
@@ -120,9 +176,12 @@ class Sweep:
             c: pair for c, pair in pairs.find(self.analysis, self.consumers).items() if c in readers and c in touched
         }
 
-    def _watcher(self, consumer: Consumer) -> Watcher:
+    def _watcher(self, consumer: Consumer, *, own: bool = False) -> Watcher:
         options = self.chooser.options
-        return Watcher(consumer, self._items, options.seed, sampled=options.selection == "thinet-sampled")
+        method = options.selection
+        return Watcher(
+            consumer, self._items, options.seed, sampled=method == "thinet-sampled", own=own, zeros=method == "apoz"
+        )
 
     def _polisher(self, pair: Pair | None) -> Polisher | None:
         if pair is None:

@@ -101,17 +101,17 @@ def prune(
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
     if output is not None:
-        graphs.writable(output)
+        setting.check_output(output)
     source = _open_data(setting, data, options, preprocess, random_data)
     test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
     if test is not None and test.labels is None:
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, preprocess, progress, stopwatch, storage)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test)
     try:
         result = work(run) if work is not None else run.work()
-        report = _report(run, result, test, random_data, output, started, None if random_data else show)
+        report = _report(run, result, random_data, output, started, None if random_data else show)
         if run.kept is not None:
             run.kept.done()
     finally:
@@ -134,8 +134,8 @@ def _open_data(
 
 
 def _report(
-    run: Run, outcome: Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
-    started: float, show: Show | None,
+    run: Run, outcome: Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
+    show: Show | None,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell."""
     setting, analysis, options = run.setting, run.analysis, run.options
@@ -151,13 +151,15 @@ def _report(
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
     run.progress.advance()
-    accuracy = _accuracy(run, outcome.twin, test)
+    accuracy = _accuracy(run, outcome.twin)
     run.progress.advance()
     size = external.size(outcome.model)
     if output is not None:
         size = graphs.save(outcome.model, output, beside=setting.beside)
     widths, sizes = [group.after for group in outcome.plan.groups], analysis.sizes
     warnings = list(setting.warnings)
+    if run.unfit is not None:
+        warnings.append(f"No accuracy is shown: the {run.unfit} ({run.source.description}).")
     if random_data:
         warnings.insert(0, "Calibrated on random data: this network is of no use but to time it.")
     if outcome.decision.remark is not None:
@@ -180,7 +182,7 @@ def _report(
         options=dataclasses.asdict(options)
         | {
             "method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description,
-            "test_data": None if test is None else test.description, "preprocess": dataclasses.asdict(run.preprocess),
+            "test_data": None if run.test is None else run.test.description, "preprocess": dataclasses.asdict(run.preprocess),
         },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
         finetune=outcome.tuned, latency_target=outcome.decision.timed,
@@ -194,10 +196,10 @@ def _batch_of(feeds: Feeds) -> int:
     return int(first.shape[0]) if first.ndim else 1
 
 
-def _accuracy(run: Run, pruned: onnx.ModelProto, test: sources.Source | None) -> Accuracy | None:
+def _accuracy(run: Run, pruned: onnx.ModelProto) -> Accuracy | None:
     """Top-1 accuracy on the test data, or on the held-out calibration data if that has labels."""
-    source, rows = (run.source, run.held) if test is None else (test, list(range(len(test))))
-    if source.labels is None:
+    source, rows = (run.source, run.held) if run.test is None else (run.test, list(range(len(run.test))))
+    if source.labels is None or run.unfit is not None:
         return None
     size = run.size if source.stackable else 1
     pairs = []

@@ -18,7 +18,7 @@ from thinet_onnx.batches import Batches
 from thinet_onnx.choose import Chooser, Rebuilt
 from thinet_onnx.consumers import collect
 from thinet_onnx.decide import Decision, decide, given, price, why_not
-from thinet_onnx.errors import NothingToPruneError, OptionError
+from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
@@ -58,6 +58,7 @@ class Run:
     def __init__(
         self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
         progress: Progress, stopwatch: Stopwatch | None = None, storage: Storage | None = None,
+        test: sources.Source | None = None,
     ) -> None:  # fmt: skip
         self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
         if len(source) < 2:
@@ -73,6 +74,12 @@ class Run:
         self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
         self.held_batches = self.batches(self.held)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
+        self.test = test
+        (answer,) = runtime.outputs(self.model, [item])
+        verify.require_numbers(self.setting.graph.outputs, answer)
+        self.unfit = verify.unfit_labels(answer, (test or source).labels)
+        if self.unfit is not None and test is not None:
+            raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
         self.storage = storage or Storage()
         self.kept: Kept | None = None
         self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None

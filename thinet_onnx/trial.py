@@ -84,7 +84,9 @@ class Trial:
             kept = {group: np.sort(order[gone:])}
             readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
             refits = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
-            far = verify.distance(self.reference, (run or self._whole)(refits, self._batches))
+            answers = (run or self._whole)(refits, self._batches)
+            with np.errstate(over="ignore", invalid="ignore"):
+                far = verify.distance(self.reference, answers)
             moved[gone] = far if np.isfinite(far) else _FAR
         return Tried(errors, moved)
 

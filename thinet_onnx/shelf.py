@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from thinet_onnx import external
+
 Array = np.ndarray[Any, Any]
 
 
@@ -53,7 +55,7 @@ class Kept:
             self._value = value
         else:
             self._file = self._shelf.new_file()
-            np.ascontiguousarray(value).tofile(self._file)
+            external.put_aside(value, self._file)
             self._value = np.empty(0)
 
 
@@ -71,7 +73,7 @@ class Shelf:
     def put(self, value: Array) -> Kept:
         """Put an array aside; it must not be changed from here on.
 
-        Raises OSError where it should go to a file and the disk is full.
+        Raises OutputError where it should go to a file and the disk is full.
         """
         return Kept(self, value)
 

@@ -53,8 +53,9 @@ class Target:
             if not share and suffix not in (_UNITS if kind == "latency" else _SUFFIXES):
                 raise ValueError
         except ValueError:
+            shown = text if len(text) < 60 else f"{text[:60]}…"
             raise OptionError(
-                f"--target {text!r} is not understood: write what is to remain, such as macs=50%, params=50%, macs=2.0G, "
+                f"--target {shown!r} is not understood: write what is to remain, such as macs=50%, params=50%, macs=2.0G, "
                 "latency=60% or latency=4.0ms."
             ) from None
         if share:

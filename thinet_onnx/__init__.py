@@ -123,6 +123,7 @@ def prune(
         ThinetError: one sentence for people (see `errors`).
     """
     from thinet_onnx import pipeline
+    from thinet_onnx.config import of_prune
     from thinet_onnx.data import Preprocess
     from thinet_onnx.options import PruneOptions, Show, Target
 
@@ -134,9 +135,11 @@ def prune(
         drop_branches=drop_branches, preset=preset, engine=engine,
         latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
     )  # fmt: skip
+    preprocess = Preprocess(**pixels)
+    asked = {"random-data": random_data, "test-data": None if test_data is None else os.fspath(test_data)}
     return pipeline.prune(
-        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
-        show=Show.of(task, classes, examples),
+        model, data, options, preprocess=preprocess, random_data=random_data, test_data=test_data, output=output,
+        show=Show.of(task, classes, examples), config=of_prune(options, preprocess, data, asked),
     )  # fmt: skip
 
 

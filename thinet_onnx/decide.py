@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from thinet_onnx import budget, presets
+from thinet_onnx import budget, presets, wording
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.cost import Cost
@@ -206,5 +206,7 @@ def _weigh(trial: Trial, candidates: Sequence[int], progress: Progress) -> tuple
         curve = error * np.interp(np.arange(size + 1), gone, rates)
         curves[group] = budget.Curve(np.maximum.accumulate(curve))
         sensitivity[group] = float(np.median(rates))
+        name = trial.chooser.analysis.groups[group].name
+        progress.note(f"{name}, {wording.plural(size, 'channel')}: sensitivity {wording.figures(sensitivity[group])}")
         progress.advance()
     return curves, sensitivity

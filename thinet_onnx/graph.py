@@ -217,8 +217,8 @@ def _is_integer(operands: list[Array | None]) -> bool:
     return any(o is not None and o.dtype.kind in "iub" for o in operands)
 
 
-def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an .onnx file; external data is read too, or left where it is and checked where the model is over 2 GB.
+def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an .onnx file without its external data.
 
     Raises:
         ModelError: the file is missing, unreadable, truncated or not ONNX.
@@ -238,6 +238,16 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"{file} names no operator set, or is truncated; export or copy it again.")
     if not model.graph.node:
         raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
+    return model
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an .onnx file; external data is read too, or left where it is and checked where the model is over 2 GB.
+
+    Raises:
+        ModelError: the file or its data is missing, unreadable, truncated or not ONNX.
+    """
+    file, model = Path(path), read(path)
     try:
         if external.size(model) > external.LARGEST:
             external.pin(model, file.parent)

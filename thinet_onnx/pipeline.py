@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import examples, external, runtime, summary, surgery, verify
+from thinet_onnx import examples, external, protos, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
 from thinet_onnx.choose import Chooser, Rebuilt, View
+from thinet_onnx.config import KEY as CONFIG
 from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.decide import Decision, decide, why_not
 from thinet_onnx.errors import NothingToPruneError, OptionError
@@ -26,7 +27,7 @@ from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
 from thinet_onnx.latency import Bench
-from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Timed
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
@@ -89,6 +90,7 @@ def prune(
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
     stopwatch: Stopwatch | None = None,
+    config: str = "",
 ) -> PruneResult:
     """Prune a model.
 
@@ -104,12 +106,13 @@ def prune(
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
+        config: what was asked for, as TOML; the pruned model and the report carry it.
 
     Raises:
         ThinetError: see `errors`.
     """
     started = time.perf_counter()
-    progress = progress or Silent()
+    progress = Timed(progress or Silent())
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
     if output is not None:
@@ -123,10 +126,12 @@ def prune(
     run = Run(setting, source, options, preprocess, progress, stopwatch)
     try:
         result = work(run) if work is not None else run.work()
+        if config:
+            protos.note(result.model, CONFIG, config)
         report = _report(run, result, test, random_data, output, started, None if random_data else show)
     finally:
         progress.close()
-    return PruneResult(result.model, result.plan, report)
+    return PruneResult(result.model, result.plan, dataclasses.replace(report, config=config, stages=progress.stages))
 
 
 def _open_data(

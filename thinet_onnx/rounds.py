@@ -21,7 +21,7 @@ from thinet_onnx import pipeline, runtime, surgery, tuning, verify
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.errors import OptionError
 from thinet_onnx.groups import make_plan
-from thinet_onnx.options import Progress, PruneOptions, Show, Silent
+from thinet_onnx.options import Progress, PruneOptions, Show
 from thinet_onnx.pipeline import Outcome, PruneResult, Run
 from thinet_onnx.setting import Data, open_data, open_model
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
@@ -47,6 +47,7 @@ def prune(
     model: onnx.ModelProto | str | os.PathLike[str], data: Data, options: PruneOptions, schedule: Schedule, *,
     preprocess: sources.Preprocess | None = None, test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None, show: Show | None = None, progress: Progress | None = None,
+    config: str = "",
 ) -> PruneResult:  # fmt: skip
     """Prune and fine-tune a model; `pipeline.prune` with training. All of the data trains, `options.samples` calibrate.
 
@@ -60,6 +61,7 @@ def prune(
         output: where to write the result.
         show: which held-out samples the report shows.
         progress: who is told how far the run is.
+        config: what was asked for, as TOML; the pruned model and the report carry it.
 
     Raises:
         ThinetError: see `errors`.
@@ -68,10 +70,10 @@ def prune(
     setting = open_model(model, options.shapes)
     full = open_data(data, setting, preprocess or sources.Preprocess(), None, options.seed)
     some, rows = sources.sampled(full, options.samples, options.seed)
-    work = partial(_work, trainer=_Trainer(full, rows, schedule, progress or Silent()))
+    work = partial(_work, trainer=_Trainer(full, rows, schedule))
     return pipeline.prune(
         model, some, options, preprocess=preprocess, test_data=test_data, output=output, show=show, progress=progress,
-        work=work,
+        work=work, config=config,
     )  # fmt: skip
 
 
@@ -82,13 +84,12 @@ class _Trainer:
     data: sources.Source
     rows: list[int]
     schedule: Schedule
-    progress: Progress
 
     def train(self, student: onnx.ModelProto, run: Run, epochs: int) -> FinetuneResult:
         """Train, on all but what the run holds out."""
         options = dataclasses.replace(self.schedule.options, epochs=epochs)
         held = [self.rows[row] for row in run.held]
-        return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=self.progress)
+        return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=run.progress)
 
 
 def _work(run: Run, trainer: _Trainer) -> Outcome:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinet_onnx import pairs
+from thinet_onnx import pairs, wording
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.groups import Analysis
@@ -108,8 +108,16 @@ class Sweep:
                 self._replace(pruned, new)
                 if polisher is not None:
                     self._polish(polisher, view, picks, rebuilt, pruned, stop)
+                self._tell(rebuilt[consumer.layer.weight], cut, widths)
                 self.progress.advance()
         return [picks.get(g, whole[g]) for g in range(len(groups))], list(rebuilt.values())
+
+    def _tell(self, entry: Rebuilt, cut: Sequence[int], widths: Sequence[int]) -> None:
+        """A line on a layer that was refitted, and the groups it reads."""
+        groups = [(self.analysis.groups[g], widths[g]) for g in cut if entry.consumer in self.chooser.readers[g]]
+        shrunk = ", ".join(f"{group.name} {group.size} → {width}" for group, width in groups) or "nothing cut"
+        error = "scaled" if entry.error is None else f"relative error {wording.percent(entry.error)}"
+        self.progress.note(f"{entry.consumer.name} reads {shrunk}: {error}")
 
     def _pairs(self, touched: Sequence[Consumer], cut: Sequence[int]) -> dict[Consumer, Pair]:
         """Consumers of cut groups that are refitted together with the layer before them."""

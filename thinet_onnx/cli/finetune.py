@@ -11,6 +11,7 @@ from thinet_onnx.cli.shared import (
     DATA,
     EXAMPLE_DATA,
     REPORT,
+    Config,
     Data,
     Debug,
     Json,
@@ -22,6 +23,7 @@ from thinet_onnx.cli.shared import (
     Scale,
     Shapes,
     Std,
+    Verbose,
     option,
 )
 from thinet_onnx.errors import OptionError, OutputError
@@ -29,7 +31,10 @@ from thinet_onnx.options import parse_shapes
 from thinet_onnx.training.options import BatchNorm, Device, FinetuneOptions, Optimizer, Precision
 
 LEARN, TRAIN, LONG = "What to learn", "How to train", "How long, and going on"
-EXAMPLE = f"thinet-onnx finetune small.onnx --teacher models/fashion_resnet.onnx {EXAMPLE_DATA} --epochs 1"
+EXAMPLE = (
+    f"thinet-onnx finetune small.onnx --teacher models/fashion_resnet.onnx {EXAMPLE_DATA} --epochs 1   "
+    "(small.onnx as the example of prune leaves it)"
+)
 _DEFAULT = FinetuneOptions()
 
 
@@ -103,7 +108,9 @@ def finetune(
     seed: Annotated[int, option(TRAIN, "N", "Seed of all that is random.")] = 0,
     test_data: Annotated[str | None, option(REPORT, "PATH", "Data with labels: show accuracies.")] = None,
     json_file: Json = None,
+    config: Config = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Train the weights of PRUNED so that it answers as ORIGINAL does, and write OUTPUT. Needs PyTorch.
@@ -135,12 +142,12 @@ def finetune(
         if output.exists() and output.suffix != ".onnx":
             raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
         if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output, "--config": config})
 
         from thinet_onnx import tuning  # noqa: PLC0415
 
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-        with shared.watched(quiet or not first) as progress:
+        with shared.watched(quiet or not first, verbose and first) as progress:
             result = tuning.finetune(
                 pruned, teacher, data, options, preprocess=pixels, shapes=shapes, samples=samples, test_data=test_data,
                 output=output, folder=state, resume=resume, progress=progress,

@@ -14,6 +14,7 @@ from thinet_onnx.cli.shared import (
     TRAIN,
     WHAT,
     Classes,
+    Config,
     Data,
     Debug,
     Json,
@@ -30,14 +31,16 @@ from thinet_onnx.cli.shared import (
     Shapes,
     Std,
     Task,
+    Verbose,
     option,
 )
+from thinet_onnx.config import of_prune
 from thinet_onnx.errors import OptionError, OutputError
 from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
 from thinet_onnx.training.options import FinetuneOptions
 
 DEFAULT_TARGET = "macs=50%"
-EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
+EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx small.onnx {EXAMPLE_DATA} --samples 64 --json small.json"
 NO_DATA = (
     "no calibration data: pass --data with a folder of images, a .npy or .npz file, or script.py:function "
     "(or --random-data to try the command on noise; the network it makes is of no use)."
@@ -64,6 +67,7 @@ def prune(
             "KIND=SIZE",
             "What remains: macs=50%, params=50%, macs=2.0G, latency=60%, latency=4.0ms.",
             default=DEFAULT_TARGET,
+            choices=("macs=50%", "params=50%", "latency=60%"),
         ),
     ] = None,
     keep: Annotated[float | None, option(WHAT, "SHARE", "In place of --target: the same share per layer.")] = None,
@@ -109,7 +113,9 @@ def prune(
     report_file: Page = None,
     task: Task = "auto",
     classes: Classes = None,
+    config: Config = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Take channels out of MODEL and write the smaller network to OUTPUT."""
@@ -153,14 +159,21 @@ def prune(
         if output.exists() and output.suffix != ".onnx":
             raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
         if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output, "--config": config})
         if report_file is not None:
-            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
+            shared.check_output(
+                "--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file, "--config": config}
+            )
 
-        with shared.watched(quiet) as progress:
+        asked = {
+            "random-data": random_data, "finetune-epochs": finetune_epochs, "finetune-per-layer": finetune_per_layer,
+            "finetune": finetune, "test-data": test_data, "task": task, "classes": classes and str(classes),
+        }  # fmt: skip
+        with shared.watched(quiet, verbose) as progress:
             common: dict[str, Any] = {
                 "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
                 "show": show if json_file is not None or report_file is not None else None,
+                "config": of_prune(options, pixels, data, asked),
             }  # fmt: skip
             if schedule is None:
                 from thinet_onnx import pipeline  # noqa: PLC0415

@@ -47,7 +47,7 @@ def main(output: Path) -> None:
     """Prune, quantise, and compare both with the original."""
     original, calibration, test = (
         MODELS / "fashion_vgg.onnx",
-        images("fashion_calibration.npz", 96),
+        images("fashion_calibration.npz", 64),
         images("fashion_test.npz", 500),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ def main(output: Path) -> None:
     result = thinet_onnx.prune(
         MODELS / "fashion_vgg.onnx",
         MODELS / "fashion_calibration.npz",
-        samples=96,
+        samples=64,
         mean=(0.286,),  # of the images: (pixel / 255 - mean) / std
         std=(0.353,),
         target="macs=50%",

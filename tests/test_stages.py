@@ -32,7 +32,6 @@ def test_a_run_tells_its_stages() -> None:
     assert list(report.stages) == [
         "Reading",
         "Observing the original",
-        "Weighing the groups",
         "Pruning, layer by layer",
         "Cutting and verifying",
         "Measuring",

@@ -6,7 +6,7 @@ declared shapes of inner tensors and outputs, so that a file exported for batch 
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,16 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) -> ort.InferenceSession:
+def session(
+    model: onnx.ModelProto, weights: Mapping[str, Array] | None = None, *, optimise: bool = True, threads: int = 0
+) -> ort.InferenceSession:
     """A CPU session; without `optimise` every tensor of the file exists under its name.
+
+    Args:
+        model: what is to run.
+        weights: values of external tensors that are in no file.
+        optimise: let ONNX Runtime change the graph.
+        threads: 0 for its own choice.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -51,14 +59,19 @@ def session(model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0) 
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # a tensor is let go as soon as it can be
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     read = {name for node in model.graph.node for name in node.input} | protos.read_in_bodies(model.graph.node)
-    outside = {name: value for name, value in external.arrays(model) if name in read}
+    beside = weights or {}
+    outside = {name: value for name, value in external.arrays(model, without=beside) if name in read} | dict(beside)
     if outside:
         options.add_external_initializers(
             list(outside), [ort.OrtValue.ortvalue_from_numpy(v) for v in outside.values()]
         )
     try:
         return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_DISABLED,
+            enable_fallback=0,
         )
     except _ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime can't load the model ({_first_line(error)}).") from error
@@ -79,7 +92,8 @@ def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None 
 
 def _first_line(error: Exception) -> str:
     """What ONNX Runtime complains of, without its error codes and C++ signatures."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())).rstrip(" .")
+    text = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())).rstrip(" .")
+    text = re.sub(r"^/\S+:\d+ [^()]*\([^()]*\)(?: const)? ", "", text)
     if len(text) > _LONGEST:
         text = "… " + text[-_LONGEST:].partition(" ")[2]
     return text
@@ -186,7 +200,7 @@ def outputs(model: onnx.ModelProto, batches: Iterable[Feeds], *, optimise: bool 
 
 
 def latency(
-    models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 4.0
+    models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 2.5
 ) -> tuple[list[float], int]:
     """Median run time of each model in milliseconds, measured in turn, and the number of runs each.
 

@@ -5,6 +5,7 @@ options are in order: `--help` and a slip answer at once.
 """
 
 import io
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import bench, finetune, inspect, prune, report, verify
+from thinet_onnx.cli import bench, curve, finetune, inspect, prune, report, verify
 from thinet_onnx.cli.config import ConfiguredCommand
 from thinet_onnx.cli.shared import ARGUMENTS
 
@@ -42,10 +43,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
+    """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show × or a node's name shows ?
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is no part of the answer
     app(prog_name="thinet-onnx")
 
 
@@ -66,6 +68,7 @@ def _root(
 
 for _command, _example in (
     (prune.prune, prune.EXAMPLE),
+    (curve.curve, curve.EXAMPLE),
     (finetune.finetune, finetune.EXAMPLE),
     (verify.verify, verify.EXAMPLE),
     (bench.bench, bench.EXAMPLE),

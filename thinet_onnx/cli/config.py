@@ -12,7 +12,7 @@ from typing import Any, Literal, Union
 
 from typer.core import TyperCommand
 
-from thinet_onnx import config
+from thinet_onnx import config, files
 from thinet_onnx.cli.shared import one_line_errors
 from thinet_onnx.errors import OptionError
 
@@ -112,7 +112,7 @@ class File:
                 )
             return str(found[config.KEY])
         try:
-            return self.path.read_text(encoding="utf-8")
+            return files.read_text(self.path)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
             raise OptionError(

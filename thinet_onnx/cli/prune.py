@@ -1,8 +1,12 @@
 """`thinet-onnx prune`."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
+from thinet_onnx import interrupts
 from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
@@ -10,6 +14,7 @@ from thinet_onnx.cli.shared import (
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    STORE,
     TIME,
     TRAIN,
     WHAT,
@@ -17,6 +22,7 @@ from thinet_onnx.cli.shared import (
     Config,
     Data,
     Debug,
+    FromMoments,
     Json,
     Layouts,
     Mean,
@@ -26,6 +32,7 @@ from thinet_onnx.cli.shared import (
     Quiet,
     Resize,
     Samples,
+    SaveMoments,
     Scale,
     Scopes,
     Shapes,
@@ -35,10 +42,11 @@ from thinet_onnx.cli.shared import (
     option,
 )
 from thinet_onnx.config import of_prune
-from thinet_onnx.errors import OptionError, OutputError
+from thinet_onnx.errors import OptionError
 from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
 from thinet_onnx.training.options import FinetuneOptions
 
+PAGES = (".html", ".htm")
 DEFAULT_TARGET = "macs=50%"
 EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx small.onnx {EXAMPLE_DATA} --samples 64 --json small.json"
 NO_DATA = (
@@ -106,6 +114,11 @@ def prune(
         list[str] | None,
         option(TRAIN, "OPTION=VALUE", "How, as finetune has it: learning-rate=1e-4; repeatable.", default="its own"),
     ] = None,
+    state: Annotated[
+        Path | None, option(STORE, "DIR", "Keep how far the run is; the same command goes on after an interruption.")
+    ] = None,
+    save_moments: SaveMoments = None,
+    from_moments: FromMoments = None,
     test_data: Annotated[
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
@@ -149,40 +162,44 @@ def prune(
             )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         show = Show.parse(task, classes)
+        if json_file is None and report_file is None and (task != "auto" or classes is not None):
+            raise OptionError(
+                "--task and --classes say how a report shows outputs: ask for one, with --report or --json."
+            )
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
-        shared.check_output("OUTPUT", output, inputs)
-        if output.exists() and output.suffix != ".onnx":
-            raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
+        shared.check_output("OUTPUT", output, inputs, ".onnx")
+        inputs |= {"--config": config}  # of which only OUTPUT may take the place
+        storage = shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output})
+        inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output, "--config": config})
+            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
         if report_file is not None:
-            shared.check_output(
-                "--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file, "--config": config}
-            )
+            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file}, *PAGES)
 
+        from thinet_onnx import pipeline  # noqa: PLC0415
+
+        run: Callable[..., pipeline.PruneResult] = partial(pipeline.prune, random_data=random_data)
+        if schedule is not None:
+            from thinet_onnx import rounds  # noqa: PLC0415
+
+            run = partial(rounds.prune, schedule=rounds.Schedule(*schedule))
         asked = {
             "random-data": random_data, "finetune-epochs": finetune_epochs, "finetune-per-layer": finetune_per_layer,
             "finetune": finetune, "test-data": test_data, "task": task, "classes": classes and str(classes),
         }  # fmt: skip
+        interrupts.raise_from_now()
         with shared.watched(quiet, verbose) as progress:
             common: dict[str, Any] = {
-                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
                 "config": of_prune(options, pixels, data, asked),
             }  # fmt: skip
-            if schedule is None:
-                from thinet_onnx import pipeline  # noqa: PLC0415
-
-                result = pipeline.prune(model, data, options, random_data=random_data, **common)
-            else:
-                from thinet_onnx import rounds  # noqa: PLC0415
-
-                result = rounds.prune(model, data, options, rounds.Schedule(*schedule), **common)
+            result = run(model, data, options, **common)
         told = dataclasses.replace(result.report, command=shared.command_line())
         shared.show(told, json_file, quiet, report_file)
 

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import examples, external, runtime, summary, verify
+from thinet_onnx import examples, external, protos, runtime, summary, verify
 from thinet_onnx import graph as graphs
+from thinet_onnx.config import KEY as CONFIG
 from thinet_onnx.errors import OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import analyse
-from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage, Timed
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size
 from thinet_onnx.run import HELD_OUT, Outcome, Run, one_and_two
@@ -76,6 +77,7 @@ def prune(
     work: "Callable[[Run], Outcome] | None" = None,
     stopwatch: Stopwatch | None = None,
     storage: Storage | None = None,
+    config: str = "",
 ) -> PruneResult:
     """Prune a model.
 
@@ -92,12 +94,13 @@ def prune(
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
         storage: what the run keeps on disk, and starts from.
+        config: what was asked for, as TOML; the pruned model and the report carry it.
 
     Raises:
         ThinetError: see `errors`.
     """
     started = time.perf_counter()
-    progress = progress or Silent()
+    progress = Timed(progress or Silent())
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
     if output is not None:
@@ -111,12 +114,14 @@ def prune(
     run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test)
     try:
         result = work(run) if work is not None else run.work()
+        if config:
+            protos.note(result.model, CONFIG, config)
         report = _report(run, result, random_data, output, started, None if random_data else show)
         if run.kept is not None:
             run.kept.done()
     finally:
         progress.close()
-    return PruneResult(result.model, result.plan, report)
+    return PruneResult(result.model, result.plan, dataclasses.replace(report, config=config, stages=progress.stages))
 
 
 def _open_data(

@@ -28,8 +28,18 @@ Doubles = NDArray[np.float64]
 RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
 _MANY_COLUMNS = 2304  # from here on a refit is dear: ranking goes by units, and fewer widths are checked
 _SOME_COLUMNS = 640  # from here on the ridge is searched for at one width only
-_FEW_STEPS = (3, 5, 7)  # eighths of a group that are taken out then
+_FEW_STEPS = (4, 6)  # eighths of a group that are taken out then
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on the batches kept apart; infinite: the old weights
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A refit: the columns that stay, the ridge, the weights, and the squared error they leave on the batches kept apart."""
+
+    columns: NDArray[np.bool_]
+    ridge: float
+    matrix: Doubles
+    error: float
 
 
 @dataclass
@@ -37,7 +47,7 @@ class View:
     """One consumer's statistics for each convolution group, the paper's sampled rows, and the share of zeros of its units.
 
     `fit` and `check` are `parts` divided by batches, to see how a fit fares on images it hasn't seen; empty where there
-    are too few batches.
+    are too few batches. `solved` is the refit on `fit` that was found last.
     """
 
     consumer: Consumer
@@ -47,6 +57,7 @@ class View:
     sampled: tuple[Array, Array] | None
     units: Ids
     zeros: Doubles
+    solved: "Solved | None" = None
 
     @classmethod
     def of(cls, watcher: Watcher, *, centred: bool) -> "View":
@@ -68,7 +79,7 @@ class View:
 
     def slim(self) -> "View":
         """Only what ranking needs."""
-        return dataclasses.replace(self, fit=[], check=[])
+        return dataclasses.replace(self, fit=[], check=[], solved=None)
 
     @property
     def energy(self) -> float:
@@ -93,6 +104,7 @@ class Chooser:
         self.analysis = analysis
         self.options = options
         self.offsets = unit_offsets(analysis)
+        self.ridges: dict[Consumer, float] = {}
         self.readers: list[list[Consumer]] = [
             [c for c in consumers if self._local(c.keys, index).max(initial=-1) >= 0]
             for index in range(len(analysis.groups))
@@ -209,22 +221,28 @@ class Chooser:
         """By how much the error at each width is larger on images that weren't fitted, refitted in full."""
         size = len(order)
         most = max(view.consumer.columns for view in views)
-        wide, dear = most >= _MANY_COLUMNS, most >= _SOME_COLUMNS
-        gone = sorted({min(max(size * step // 8, 1), size) for step in (_FEW_STEPS if wide else range(1, 8))})
+        steps = _FEW_STEPS if most >= _MANY_COLUMNS else range(1, 8)
+        gone = sorted({min(max(size * step // 8, 1), size) for step in steps}, key=lambda count: abs(count - size // 2))
         ratios: dict[int, float] = {}
-        ridges: dict[str, float] = {}
-        for count in reversed(gone):  # the smaller the matrix, the cheaper the search for a ridge
+        middle: dict[int, Solved] = {}
+        for count in gone:  # half of the group first, where the ridge is searched for in any case
             kept = {group: np.sort(order[count:])}
             held = 0.0
-            for view in views:
-                columns, name = self.columns(view.consumer, kept), view.consumer.name
-                if dear and name in ridges:
-                    found = _held_out(view, _solve(view.fit, view.consumer.matrix, columns, ridges[name]))
+            for place, view in enumerate(views):
+                columns = self.columns(view.consumer, kept)
+                if most >= _SOME_COLUMNS and place in middle:
+                    found = _held_out(view, _solve(view.fit, view.consumer.matrix, columns, middle[place].ridge))
                 else:
-                    ridges[name], found = self._ridge(view, columns)
+                    solved = self._ridge(view, columns)
+                    middle.setdefault(place, solved)
+                    found = solved.error
                 held += found / view.energy
             ratios[count] = held / max(float(error[count - 1]), 1e-12)
-        return np.interp(np.arange(1, size + 1), gone, [ratios[count] for count in gone])
+        for place, view in enumerate(views):
+            view.solved = middle[place]
+            self.ridges[view.consumer] = middle[place].ridge
+        counts = sorted(ratios)
+        return np.interp(np.arange(1, size + 1), counts, [ratios[count] for count in counts])
 
     def _weight_sum(self, group: Group) -> Doubles:
         """Sum of absolute weights of the filters that make each unit."""
@@ -256,7 +274,10 @@ class Chooser:
             matrix = consumer.matrix.astype(np.float64) * np.where(consumer.keys >= 0, factors[consumer.keys], 1.0)
             return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         parts = view.fit if only_fit and view.fit else view.parts
-        matrix = _solve(parts, consumer.matrix, columns, self._ridge(view, columns)[0])
+        if only_fit and view.solved is not None and np.array_equal(view.solved.columns, columns):
+            matrix = view.solved.matrix
+        else:
+            matrix = _solve(parts, consumer.matrix, columns, self._ridge_for(view, columns))
         bias = None
         if consumer.can_bias:
             bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(parts, matrix, strict=True)])
@@ -274,23 +295,31 @@ class Chooser:
         """Which columns of a consumer (n) stay when the groups in `kept` keep these units."""
         return self._stays(kept)[consumer.keys]
 
-    def _ridge(self, view: View, columns: NDArray[np.bool_]) -> tuple[float, float]:
-        """The ridge that does best on the batches kept apart, and the squared error that it leaves there."""
+    def _ridge_for(self, view: View, columns: NDArray[np.bool_]) -> float:
+        """The ridge to refit with; of very wide layers the one that served the original."""
         if not view.check:
-            return RIDGE, 0.0
-        errors: dict[int, float] = {}
+            return RIDGE
+        known = self.ridges.get(view.consumer)
+        if known is not None and view.consumer.columns >= _MANY_COLUMNS:
+            return known
+        return self._ridge(view, columns).ridge
+
+    def _ridge(self, view: View, columns: NDArray[np.bool_]) -> Solved:
+        """The ridge that does best on the batches kept apart, and what it leads to."""
+        found: dict[int, Solved] = {}
 
         def error(place: int) -> float:
-            if place not in errors:
+            if place not in found:
                 matrix = _solve(view.fit, view.consumer.matrix, columns, RIDGES[place])
-                errors[place] = _held_out(view, matrix)
-            return errors[place]
+                found[place] = Solved(columns, float(RIDGES[place]), matrix, _held_out(view, matrix))
+            return found[place].error
 
         best = RIDGES.index(RIDGE)
         for step in (1, -1):
             while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
                 best += step
-        return float(RIDGES[best]), error(best)
+        error(best)
+        return found[best]
 
     def _scales(self, view: View, stays: NDArray[np.bool_]) -> Doubles:
         """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""

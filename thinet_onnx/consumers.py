@@ -111,11 +111,12 @@ def describe(analysis: Analysis, uses: list[Linear]) -> Consumer | None:
     if operand is None or operand.dtype.kind != "f":
         return None
     per_group = _keys(analysis, layer)[: layer.in_channels // layer.groups]
+    matrix = weight_matrix(operand, layer.in_axis, layer.groups, layer.window)
     alone = len({use.node.operand(2) for use in uses}) == 1
     return Consumer(
         tuple(uses),
         operand,
-        weight_matrix(operand, layer.in_axis, layer.groups, layer.window) * layer.alpha,
+        matrix if layer.alpha == 1.0 else matrix * layer.alpha,
         _bias(analysis, layer),
         layer.bias is not None and layer.beta == 1.0 and alone,
         np.repeat(per_group, layer.taps),

@@ -7,6 +7,7 @@
     ├── TargetError    a target that no choice of channels reaches
     ├── NothingToPruneError  the graph holds no channel that could go
     ├── ReportError    the JSON report of an earlier run: missing, not JSON, of another kind
+    ├── StateError     the state or the moments of an earlier run: unreadable, or of a run that asked for something else
     └── OutputError    the result can't be written
 
 A message names the file, tensor or option, says what was expected, and what to do. Everything else that is raised is a
@@ -40,6 +41,10 @@ class NothingToPruneError(ThinetError):
 
 class ReportError(ThinetError):
     """The report of an earlier run can't be read."""
+
+
+class StateError(ThinetError):
+    """What an earlier run kept can't be read, or belongs to another run."""
 
 
 class OutputError(ThinetError):

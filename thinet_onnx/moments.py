@@ -17,7 +17,9 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 
 _BLOCK = 8192  # rows that are multiplied in float32 before they are added in float64
+_NUMBERS = 8_000_000  # of a block, of few very long rows
 _DENSE = 0.9  # share of columns in use, below which the others are left out of a product
+_WIDE = 2048  # columns, from which on products of weights are taken in float32
 _LARGE = 1e16  # values whose products might not fit float32
 
 
@@ -42,7 +44,7 @@ class Moments:
         """Take in rows (m×n) and their targets (m×D), float32; they are summed up in blocks."""
         self._waiting.append((rows, np.empty((len(rows), 0), np.float32) if targets is None else targets))
         self.count += len(rows)
-        if sum(len(u) for u, _ in self._waiting) >= _BLOCK:
+        if sum(len(u) for u, _ in self._waiting) >= min(_BLOCK, _NUMBERS // len(self.h)):
             self.flush()
 
     def flush(self) -> None:
@@ -167,10 +169,8 @@ def objective(h: Floats, weights: Floats, keys: NDArray[np.int64], units: int) -
     columns = columns[np.argsort(keys[columns], kind="stable")]
     if not np.array_equal(columns, np.arange(len(h))):
         h, weights = h[np.ix_(columns, columns)], weights[:, columns]
-    weights = weights.astype(np.float64, copy=False)
-    product = weights.T @ weights
-    product *= h
+    weights = weights.astype(np.float64 if len(columns) < _WIDE else np.float32, copy=False)
     found, starts = np.unique(keys[columns], return_index=True)
     result = np.zeros((units, units))
-    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat(product, starts, 0), starts, 1)
+    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat((weights.T @ weights) * h, starts, 0), starts, 1)
     return result

@@ -5,6 +5,7 @@ the choice of channels to `select` and `reconstruct`.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ MAX_COLUMNS = 8192  # wider inputs are seen through sampled rows, since n×n mom
 DRAWS = 10  # of each image for the paper's sampling
 _WORK = 1e10  # multiply-adds that the moments of one layer may cost, where that is rows enough
 _MOST_ROWS = 65536
+_MOST_ANSWERS = 8e6  # numbers that a layer answers at these rows
 _WIDE = 2304  # columns, from which on twice as many rows as columns have to do
 
 
@@ -34,9 +36,10 @@ def is_check(batch: int) -> bool:
 
 
 def rows_wanted(columns: int, outputs: int = 0) -> int:
-    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work."""
+    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work and memory."""
     least = 4 * columns if columns < _WIDE else max(2 * _WIDE, 2 * columns)
-    return int(np.clip(_WORK / (columns * (columns / 2 + outputs)), least, max(_MOST_ROWS, least)))
+    most = min(_MOST_ROWS, _MOST_ANSWERS / max(outputs, 1))
+    return int(np.clip(_WORK / (columns * (columns / 2 + outputs)), least, max(most, least)))
 
 
 class Watcher:
@@ -71,7 +74,8 @@ class Watcher:
         self.own, answers = own, None if own else outputs
         self.moments = [(Moments(columns, answers), Moments(columns, answers)) for _ in seen]
         self._batches = 0
-        self._per_item = max(1, -(-rows_wanted(columns, outputs) // max(items * len(consumer.uses), 1)))
+        wanted = rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
+        self._per_item = max(1, -(-wanted // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
         self._answers: list[Array] = []
@@ -187,7 +191,16 @@ def tour(
         memory: bytes of activations that the stream may keep in memory.
     """
     stream = Stream(analysis.graph, batches, stops, memory)
-    return stream, (stream.advance(stop, hold=stop in hold) for stop in range(len(stops)))
+    return stream, (_ahead(stream.advance(stop, hold=stop in hold)) for stop in range(len(stops)))
+
+
+def _ahead(items: Iterator[Tensors]) -> Iterator[Tensors]:
+    """The same items, each made in another thread while the one before is being looked at."""
+    with ThreadPoolExecutor(1, "thinet-stream") as worker:
+        waiting = worker.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = worker.submit(next, items, None)
+            yield item
 
 
 def _require_numbers(use: Linear, *arrays: Array) -> None:

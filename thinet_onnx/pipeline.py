@@ -1,7 +1,4 @@
-"""From a model and data to a pruned model: the order of the steps, and nothing numeric of its own.
-
-read → analyse → observe the original → weigh the groups → allocate → prune, shallow to deep → cut → verify → report
-"""
+"""From a model and data to a pruned model and what is told of it: read → `run` → measure → write → report."""
 
 import dataclasses
 import os
@@ -9,41 +6,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import examples, external, runtime, summary, surgery, verify
+from thinet_onnx import examples, external, runtime, summary, verify
 from thinet_onnx import graph as graphs
-from thinet_onnx.batches import Batches
-from thinet_onnx.choose import Chooser, Rebuilt, View
-from thinet_onnx.consumers import Consumer, collect
-from thinet_onnx.decide import Decision, decide, needs_weighing, why_not
-from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
+from thinet_onnx.errors import OptionError
 from thinet_onnx.examine import examine
-from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
-from thinet_onnx.labels import Ids
-from thinet_onnx.latency import Bench
-from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
+from thinet_onnx.groups import analyse
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
-from thinet_onnx.rules import Linear
+from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size
+from thinet_onnx.run import HELD_OUT, Outcome, Run, one_and_two
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
 from thinet_onnx.stopwatch import Stopwatch
-from thinet_onnx.sweep import Sweep
-from thinet_onnx.temper import Tempered, temper
-from thinet_onnx.trial import Trial
+
+__all__ = ["HELD_OUT", "PruneResult", "inspect", "open_model", "prune"]
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-
-_TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
-HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
-_BATCH_ELEMENTS = 1_200_000  # input elements of one batch, more or less
-_LEAST_BATCHES = 8  # so that some can be kept apart, to check on what the others fit
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ def inspect(
     """
     setting = open_model(model, shapes or {})
     source = sources.random_source(closed_inputs(setting, shapes or {}), samples=2, seed=0)
-    setting, observed = examine(setting, _one_and_two(source, [0, 1]))
+    setting, observed = examine(setting, one_and_two(source, [0, 1]))
     analysis = analyse(setting.graph, observed)
     return summary.inspection(setting.name, analysis, PruneOptions(keep=0.5, scope=scope), setting.warnings)
 
@@ -91,6 +75,7 @@ def prune(
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
     stopwatch: Stopwatch | None = None,
+    storage: Storage | None = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -106,6 +91,7 @@ def prune(
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
+        storage: what the run keeps on disk, and starts from.
 
     Raises:
         ThinetError: see `errors`.
@@ -122,10 +108,12 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, preprocess, progress, stopwatch, test)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test)
     try:
         result = work(run) if work is not None else run.work()
         report = _report(run, result, random_data, output, started, None if random_data else show)
+        if run.kept is not None:
+            run.kept.done()
     finally:
         progress.close()
     return PruneResult(result.model, result.plan, report)
@@ -145,149 +133,6 @@ def _open_data(
     return open_data(data, setting, preprocess, options.samples, options.seed)
 
 
-def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:
-    """Feeds of one item, and of two where they can run together."""
-    return [source.batch(rows[:count]) for count in ((1, 2) if source.stackable and len(rows) > 1 else (1,))]
-
-
-class Run:
-    """The steps of one run; what one leaves for the next is kept here.
-
-    `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
-    """
-
-    def __init__(
-        self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
-        progress: Progress, stopwatch: Stopwatch | None = None, test: sources.Source | None = None,
-    ) -> None:  # fmt: skip
-        self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
-        self.test = test
-        if len(source) < 2:
-            raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
-        progress.start("Reading", 1)
-        self.fit, self.held = sources.split(source, HELD_OUT, options.seed)
-        item = source.batch(self.fit[:1])
-        elements = max(sum(array.size for array in item.values()), 1)
-        most = min(64, _BATCH_ELEMENTS // elements, len(self.fit) // _LEAST_BATCHES)
-        wanted = max(1, most) if source.stackable else 1
-        self.setting, shapes = examine(setting, _one_and_two(source, self.fit))
-        self.model = runtime.with_open_batch(self.setting.graph, shapes)
-        self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
-        self.held_batches = self.batches(self.held)
-        self.analysis = analyse(graphs.Graph(self.model), shapes)
-        (answer,) = runtime.outputs(self.model, [item])
-        verify.require_numbers(self.setting.graph.outputs, answer)
-        self.unfit = verify.unfit_labels(answer, (test or source).labels)
-        if self.unfit is not None and test is not None:
-            raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
-        self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
-
-    def batches(self, rows: list[int]) -> Batches:
-        """Feeds of some samples, in batches."""
-        return Batches(self.source.batch, rows, self.size)
-
-    def settle(self) -> "Settled":
-        """Observe, and decide on widths."""
-        options, analysis = self.options, self.analysis
-        consumers = collect(analysis)
-        chooser = Chooser(analysis, consumers, options)
-        candidates = [
-            g for g in range(len(analysis.groups)) if chooser.readers[g] and why_not(analysis, g, options) is None
-        ]
-        if not candidates:
-            raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
-        feeds = self.batches(self.fit)
-        sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
-        weigh = needs_weighing(analysis, options, self.bench)
-        trial = Trial(self.model, chooser, len(candidates), feeds) if weigh else None
-        views, weighed = sweep.survey(candidates, trial)
-        decision = decide(chooser, weighed, candidates, self.progress, self.bench)
-        return Settled(sweep, views, decision)
-
-    def work(self) -> "Outcome":
-        """Observe, decide, prune, cut, verify."""
-        settled = self.settle()
-        decision = settled.decision
-        kept, rebuilt = settled.sweep.prune(settled.views, decision.widths)
-        plan = make_plan(self.analysis, kept)
-        self.progress.start("Cutting and verifying", 4)
-        tempered = None
-        if self.options.reconstruction != "none":
-            columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.held_batches)
-            rebuilt = tempered.rebuilt
-        self.progress.advance()
-        return self._cut(plan, kept, rebuilt, decision, tempered)
-
-    def _cut(
-        self,
-        plan: PrunePlan,
-        kept: list[Ids],
-        rebuilt: list[Rebuilt],
-        decision: Decision,
-        tempered: Tempered | None,
-    ) -> "Outcome":
-        """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
-        model, analysis = self.setting.model, self.analysis
-        check = [self.source.batch([row]) for row in self.held[:4]]
-        bare = surgery.apply(model, plan)
-        error = verify.oracle(model, bare, plan, check)
-        self.progress.advance()
-        lost = loss(analysis, kept)
-        uncut = [refit for entry in rebuilt for refit in entry.refits()]
-        layers = {layer.node.key: layer for layer in analysis.context.linears}
-        left = graphs.Graph(bare)  # a branch that went altogether took its layers along
-        stays = [refit for refit in uncut if refit.node in left.producer or refit.node in left.tensors]
-        cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in stays]
-        pruned = surgery.refit(bare, cut)
-        self.progress.advance()
-        error = max(error, verify.disagreement(surgery.refit(model, uncut), pruned, model, check))
-        if not error <= _TOLERANCE[self.setting.coarse]:
-            raise RuntimeError(
-                f"The cut file differs from the original with zeros in place of the removed channels (by {error:.1e}); "
-                "nothing was written. This is a defect of thinet-onnx; please report it with the model."
-            )
-        if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
-            raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
-        wide = surgery.refit(surgery.apply(self.model, plan), cut)
-        return Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
-
-
-def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:
-    """New weights of the uncut network, in the shape they have once the network is cut."""
-    weight = cut_constant(analysis, lost, layer.weight, refit.weight)
-    bias = refit.bias
-    if bias is not None and layer.out_labels is not None:
-        bias = np.delete(bias, np.flatnonzero(lost(layer.out_labels)))
-    return surgery.Refit(refit.node, refit.weight_operand, weight, refit.bias_operand, bias)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What `Run.settle` ends with: the passes, what they saw of the original, and the widths."""
-
-    sweep: Sweep
-    views: dict[Consumer, View]
-    decision: Decision
-
-
-@dataclass
-class Outcome:
-    """What `Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error.
-
-    `tuned` is the curve of a training that came after.
-    """
-
-    model: onnx.ModelProto
-    twin: onnx.ModelProto
-    plan: PrunePlan
-    rebuilt: list[Rebuilt]
-    decision: Decision
-    oracle_error: float
-    tempered: Tempered | None
-    tuned: TuneCurve | None = None
-
-
 def _report(
     run: Run, outcome: Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
     show: Show | None,
@@ -296,7 +141,7 @@ def _report(
     setting, analysis, options = run.setting, run.analysis, run.options
     run.progress.start("Measuring", 3)
     held = run.held_batches
-    before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
+    before, after = run.held_before, runtime.outputs(outcome.twin, held)
     answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
     near = verify.fidelity(answers.names, before, after, items=answers.items)
     shown = Examples()

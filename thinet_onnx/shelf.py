@@ -4,6 +4,7 @@ Files are read and written, not mapped: a mapped file counts as this process's m
 """
 
 import contextlib
+import ctypes
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,22 @@ import numpy as np
 from thinet_onnx import external
 
 Array = np.ndarray[Any, Any]
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library can: what it keeps in pieces adds up."""
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+def _find_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library than glibc
+        return None
+
+
+_TRIM = _find_trim()
 
 
 class Kept:
@@ -52,7 +69,7 @@ class Kept:
     def _put(self, value: Array) -> None:
         if self._shelf.has_room(value):
             self._shelf.used += self._bytes
-            self._value = value
+            self._value = value if value.flags.owndata else value.copy()
         else:
             self._file = self._shelf.new_file()
             external.put_aside(value, self._file)
@@ -72,6 +89,9 @@ class Shelf:
 
     def put(self, value: Array) -> Kept:
         """Put an array aside; it must not be changed from here on.
+
+        One that looks into somebody else's memory is copied: an answer of ONNX Runtime would hold on to all that its session
+        has ever allocated.
 
         Raises OutputError where it should go to a file and the disk is full.
         """

@@ -18,7 +18,7 @@ from thinet_onnx.shelf import Kept, Shelf
 
 Array = np.ndarray[Any, Any]
 
-MEMORY = 500_000_000  # bytes of cached activations that one stream keeps in memory; the rest goes to files
+MEMORY = 400_000_000  # bytes of cached activations that one stream keeps in memory; the rest goes to files
 
 
 class Stream:

@@ -36,6 +36,7 @@ def temper(
     rebuilt: Sequence[Rebuilt],
     columns: Callable[[Consumer], Array],
     batches: Sequence[dict[str, Array]],
+    before: list[list[Array]],
 ) -> Tempered:
     """Go as far to the new weights as the outputs on some batches allow.
 
@@ -44,9 +45,9 @@ def temper(
         rebuilt: new weights.
         columns: which columns (n) of a layer's weights stay.
         batches: samples that nothing was fitted on.
+        before: what the original answers to them.
     """
     names = [output.name for output in model.graph.output]
-    before = runtime.outputs(model, batches)
 
     def error(share: float) -> float:
         moved = [refit for entry in rebuilt for refit in _moved(entry, columns(entry.consumer), share).refits()]

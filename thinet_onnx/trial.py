@@ -30,7 +30,7 @@ _FAR = 1e6  # stands for a distance that isn't a number
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Tried:
     """One group cut alone: the squared relative `errors` of its readers when 0, 1, … of its units are gone, and how far the
     output `moved` when so many were (KL divergence or relative error)."""
 
@@ -57,7 +57,7 @@ class Trial:
         self._model, self._chooser, self._feeds = model, chooser, feeds
         first = next(iter(feeds[0].values()))
         batch = max(first.shape[0] if first.ndim else 1, 1)
-        images = np.clip(2 * len(feeds) * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
+        images = np.clip(len(feeds) * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
         apart = [place for place in range(len(feeds)) if is_check(place)] or list(range(len(feeds)))
         self._batches = apart[: max(1, -(-int(images) // batch))]
         self._reference: Answers | None = None
@@ -69,7 +69,7 @@ class Trial:
             self._reference = self._whole([], self._batches)
         return self._reference
 
-    def weigh(self, group: int, views: Mapping[Consumer, View], run: Run | None = None) -> Weighed:
+    def one(self, group: int, views: Mapping[Consumer, View], run: Run | None = None) -> Tried:
         """Try a group.
 
         Args:
@@ -84,9 +84,11 @@ class Trial:
             kept = {group: np.sort(order[gone:])}
             readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
             refits = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
-            far = verify.distance(self.reference, (run or self._whole)(refits, self._batches))
+            answers = (run or self._whole)(refits, self._batches)
+            with np.errstate(over="ignore", invalid="ignore"):
+                far = verify.distance(self.reference, answers)
             moved[gone] = far if np.isfinite(far) else _FAR
-        return Weighed(errors, moved)
+        return Tried(errors, moved)
 
     def _whole(self, refits: list[Refit], batches: Sequence[int]) -> Answers:
         return runtime.outputs(surgery.refit(self._model, refits), (self._feeds[place] for place in batches))

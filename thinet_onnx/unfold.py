@@ -197,7 +197,7 @@ def weight_matrix(weight: Floats, in_axis: int, groups: int, window: Window) -> 
     Returns:
         (groups, outputs of a group, inputs of a group · taps), float32.
     """
-    matrix = weight.astype(np.float32)
+    matrix = weight.astype(np.float32, copy=False)
     if in_axis == 0 and window.transposed:
         matrix = matrix.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).swapaxes(1, 2)
         matrix = np.flip(matrix, tuple(range(-len(window.kernel), 0)))

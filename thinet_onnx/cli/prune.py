@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from thinet_onnx import interrupts
@@ -13,12 +14,14 @@ from thinet_onnx.cli.shared import (
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    STORE,
     TIME,
     TRAIN,
     WHAT,
     Classes,
     Data,
     Debug,
+    FromMoments,
     Json,
     Layouts,
     Mean,
@@ -28,6 +31,7 @@ from thinet_onnx.cli.shared import (
     Quiet,
     Resize,
     Samples,
+    SaveMoments,
     Scale,
     Scopes,
     Shapes,
@@ -106,6 +110,11 @@ def prune(
         list[str] | None,
         option(TRAIN, "OPTION=VALUE", "How, as finetune has it: learning-rate=1e-4; repeatable.", default="its own"),
     ] = None,
+    state: Annotated[
+        Path | None, option(STORE, "DIR", "Keep how far the run is; the same command goes on after an interruption.")
+    ] = None,
+    save_moments: SaveMoments = None,
+    from_moments: FromMoments = None,
     test_data: Annotated[
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
@@ -158,6 +167,8 @@ def prune(
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
         shared.check_output("OUTPUT", output, inputs, ".onnx")
+        storage = shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output})
+        inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if json_file is not None:
             shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
         if report_file is not None:
@@ -173,7 +184,7 @@ def prune(
         interrupts.raise_from_now()
         with shared.watched(quiet) as progress:
             common: dict[str, Any] = {
-                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
             }  # fmt: skip
             result = run(model, data, options, **common)

@@ -5,9 +5,9 @@
 
 One file is pruned with `--target latency=65%`, measured at this batch in this engine. For the other, the share of the MACs is
 searched for whose file takes as long as the first: each step is a whole run of `prune` and a measurement beside the original
-and the first file, the next share lying on the line through the nearest measurements on both sides, until the two differ by
-no more than --close, for at most --steps steps; the nearest is taken. Both files then run in turn with the original once more,
-and on the test images: top-1 accuracy where there are labels, agreement with the original's top-1, error of the outputs.
+and the first file, the next share lying on the line through the nearest measurements, until the two differ by no more than
+--close, for at most --steps steps; the nearest is taken. Both files then run in turn with the original once more, and on the
+test images: top-1 accuracy where there are labels, agreement with the original's top-1, error of the outputs.
 
 Every run of `prune` and every measurement is a process of its own. The JSON file is written after each step.
 """
@@ -63,15 +63,24 @@ def tested(case: Case, files: list[Path]) -> list[Row]:
 
 
 def following(points: Sequence[tuple[float, float]], wanted: float) -> float:
-    """The next share of the MACs, from (share of the MACs, share of the time beside what is `wanted` of it).
+    """The next share of the MACs to try.
 
-    On the line between the nearest points on both sides of `wanted`, (1, 1) and (0, 0) being known.
+    On the line between the nearest points on both sides of what is wanted; where none lies below, on the line from the whole
+    network through the nearest one.
+
+    Args:
+        points: shares of the MACs, and of the time, so far.
+        wanted: share of the time.
     """
-    known = [(0.0, 0.0), *points, (1.0, 1.0)]
-    below = max((point for point in known if point[1] <= wanted), key=lambda point: point[1])
-    above = min((point for point in known if point[1] > wanted), key=lambda point: point[1])
-    part = (wanted - below[1]) / (above[1] - below[1])
-    return min(max(below[0] + part * (above[0] - below[0]), _LEAST), _MOST)
+    below = max((point for point in points if point[1] <= wanted), key=lambda point: point[1], default=None)
+    above = min((point for point in [*points, (1.0, 1.0)] if point[1] > wanted), key=lambda point: point[1])
+    if below is None and not points:
+        return wanted
+    start, end = (above, (1.0, 1.0)) if below is None else (below, above)
+    if end[1] <= start[1]:  # nothing gained so far
+        return max(0.8 * start[0], _LEAST)
+    share = start[0] + (wanted - start[1]) / (end[1] - start[1]) * (end[0] - start[0])
+    return min(max(share, _LEAST), _MOST)
 
 
 class Comparison:

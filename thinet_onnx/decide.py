@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from thinet_onnx import budget, presets
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.cost import Cost
@@ -16,10 +17,9 @@ from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.latency import Bench, Search
 from thinet_onnx.options import Progress, PruneOptions
+from thinet_onnx.ranks import Ranks
 from thinet_onnx.result import LatencyTarget, Tradeoff
 from thinet_onnx.trial import Trial
-
-Feeds = dict[str, np.ndarray[Any, Any]]
 
 _LANDING = 0.01  # a target is met when what remains is within this share of the original
 _TRADEOFF_POINTS = 41
@@ -57,7 +57,7 @@ def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None
 
 
 def decide(
-    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], feeds: Sequence[Feeds],
+    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], data: Calibration,
     progress: Progress, bench: Bench | None = None,
 ) -> Decision:  # fmt: skip
     """Settle the width of every group.
@@ -67,7 +67,7 @@ def decide(
         chooser: with the analysis and the options.
         views: statistics of the original at every consumer.
         candidates: groups that may shrink.
-        feeds: calibration batches.
+        data: calibration batches.
         progress: told of each group that is weighed.
         bench: where times are measured, for a latency target.
 
@@ -86,7 +86,7 @@ def decide(
         return Decision(presets.thinet_conv(analysis, choices, candidates), {}, None)
     assert options.target is not None
     if bench is not None:
-        return _timed(bench, Trial(model, chooser, views, candidates, feeds), choices, candidates, progress)
+        return _timed(bench, Trial(model, chooser, views, candidates, data), data.ranks, choices, candidates, progress)
     cost = analysis.macs if options.target.kind == "macs" else analysis.params
     unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
     base = cost.total(sizes)
@@ -95,8 +95,8 @@ def decide(
         raise TargetError(
             f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
         )
-    trial = Trial(model, chooser, views, candidates, feeds)
-    curves, sensitivity = _weigh(trial, candidates, progress)
+    trial = Trial(model, chooser, views, candidates, data)
+    curves, sensitivity = _weigh(trial, data.ranks, candidates, progress)
     widths = budget.allocate(sizes, choices, curves, cost, limit, unit)
     widths = _land(widths, chooser, candidates, curves, limit, base)
     missed = (limit - cost.total(widths)) / base
@@ -132,14 +132,14 @@ def _tradeoff(
 
 
 def _timed(
-    bench: Bench, trial: Trial, choices: Sequence[Sequence[int]], candidates: Sequence[int], progress: Progress
-) -> Decision:
+    bench: Bench, trial: Trial, ranks: Ranks, choices: Sequence[Sequence[int]], candidates: Sequence[int], progress: Progress
+) -> Decision:  # fmt: skip
     """Widths for a latency target, measured."""
     analysis, target = trial.chooser.analysis, trial.chooser.options.target
     assert target is not None
     bench.share(target)  # known to be less than all before the work begins
     cost = bench.profile(analysis, candidates, progress)
-    curves, sensitivity = _weigh(trial, candidates, progress)
+    curves, sensitivity = _weigh(trial, ranks, candidates, progress)
     landing = Search(bench, analysis, choices, curves, cost).land(target, progress)
     tradeoff = _tradeoff(analysis, choices, curves, cost, landing.widths)
     return Decision(landing.widths, sensitivity, landing.remark, trial.errors, tradeoff, landing.timed)
@@ -189,13 +189,17 @@ def _land(
     return widths
 
 
-def _weigh(trial: Trial, candidates: Sequence[int], progress: Progress) -> tuple[list[budget.Curve], dict[int, float]]:
+def _weigh(
+    trial: Trial, ranks: Ranks, candidates: Sequence[int], progress: Progress
+) -> tuple[list[budget.Curve], dict[int, float]]:
     """Error curves in units of the output: prune each group alone, refit, see how far the output moves."""
     sizes = trial.chooser.analysis.sizes
     curves = [budget.Curve(np.zeros(size + 1)) for size in sizes]
     sensitivity: dict[int, float] = {}
-    progress.start("Weighing the groups", len(candidates))
-    for group in candidates:
+    progress.start("Weighing the groups", -(-len(candidates) // ranks.count))
+
+    def weigh(group: int) -> tuple[list[int], list[float]]:
+        """Numbers of units that were removed, and how far the output moved for each unit of their error."""
         error, size = trial.errors[group], sizes[group]
         floor = trial.chooser.analysis.groups[group].floor
         gone = sorted({min(max(round(size * share), 1), size - floor) for share in _SHARES})
@@ -203,8 +207,12 @@ def _weigh(trial: Trial, candidates: Sequence[int], progress: Progress) -> tuple
             trial.moved([*sizes[:group], size - count, *sizes[group + 1 :]]) / max(float(error[count]), 1e-12)
             for count in gone
         ]
+        progress.advance()
+        return gone, rates
+
+    for group, (gone, rates) in zip(candidates, ranks.map(weigh, candidates), strict=True):
+        error, size = trial.errors[group], sizes[group]
         curve = error * np.interp(np.arange(size + 1), gone, rates)
         curves[group] = budget.Curve(np.maximum.accumulate(curve))
         sensitivity[group] = float(np.median(rates))
-        progress.advance()
     return curves, sensitivity

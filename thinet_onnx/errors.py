@@ -7,6 +7,7 @@
     ├── TargetError    a target that no choice of channels reaches
     ├── NothingToPruneError  the graph holds no channel that could go
     ├── ReportError    the JSON report of an earlier run: missing, not JSON, of another kind
+    ├── ProcessError   another process of a run under torchrun failed or is gone
     └── OutputError    the result can't be written
 
 A message names the file, tensor or option, says what was expected, and what to do. Everything else that is raised is a
@@ -40,6 +41,10 @@ class NothingToPruneError(ThinetError):
 
 class ReportError(ThinetError):
     """The report of an earlier run can't be read."""
+
+
+class ProcessError(ThinetError):
+    """Another process of this run failed, or can't be reached any more."""
 
 
 class OutputError(ThinetError):

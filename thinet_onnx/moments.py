@@ -58,13 +58,13 @@ class Moments:
 
     def merge(self, other: "Moments") -> None:
         """Add another shard's sums."""
-        self.flush()
-        other.flush()
         self.count += other.count
-        for mine, theirs in zip(self._sums(), other._sums(), strict=True):
+        for mine, theirs in zip(self.sums(), other.sums(), strict=True):
             np.add(mine, theirs, out=mine)
 
-    def _sums(self) -> tuple[Doubles, ...]:
+    def sums(self) -> tuple[Doubles, ...]:
+        """The sums themselves, of all rows taken in so far."""
+        self.flush()
         return self.h, self.p, self.u, self.t, self.t2
 
     def statistics(self, *, centred: bool) -> "Statistics":

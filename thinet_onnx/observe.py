@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
+from thinet_onnx.ranks import Ranks
 from thinet_onnx.rules import Linear
 from thinet_onnx.stream import Stream
 from thinet_onnx.unfold import count_positions, rows_at, values_at
@@ -42,25 +43,25 @@ class Watcher:
     Args:
         consumer: the weight.
         items: how many inputs will be seen, over all batches.
-        seed: of the sampled positions; the same seed samples the same positions of the same images.
+        seed: of the sampled positions; the same seed samples the same positions of the same batches.
+        first: the number of the first batch among those of all processes.
         moments: gather second moments (for selection by the exact objective, and for reconstruction).
         sampled: gather the paper's sampled rows.
     """
 
     def __init__(
-        self, consumer: Consumer, items: int, seed: int, *, moments: bool = True, sampled: bool = False
+        self, consumer: Consumer, items: int, seed: int, *, first: int = 0, moments: bool = True, sampled: bool = False
     ) -> None:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
         self.wide = columns > MAX_COLUMNS
         seen = range(groups if moments and not self.wide else 0)
         self.moments = [(Moments(columns, outputs), Moments(columns, outputs)) for _ in seen]
-        self._batches = 0
+        self._seed, self._batches = seed, first
         self._per_item = max(1, -(-rows_wanted(columns) // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
         self._answers: list[Array] = []
-        self._random = np.random.default_rng(seed)
         self._units = np.unique(consumer.keys[consumer.keys >= 0])
         self._zeros = np.zeros(columns * groups)
         self._checking = False
@@ -72,6 +73,7 @@ class Watcher:
         Every fourth batch is summed up apart, to check on what the others fit.
         """
         self._checking = is_check(self._batches)
+        self._random = np.random.default_rng([self._seed, self._batches])
         self._batches += 1
         for use, other in zip(self.consumer.uses, self.consumer.other, strict=True):
             self._add_use(use, other, original, original if pruned is None else pruned)
@@ -124,6 +126,20 @@ class Watcher:
             sums = np.stack([products[:, keys == unit].sum(1) for unit in self._units], 1)
             self._rows.append(sums)
             self._answers.append(sums.sum(1))
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Put together what the watchers of all processes saw: sums are added, sampled rows (they are few) gathered."""
+        halves = [half for pair in self.moments for half in pair]
+        counts = np.array([self._seen, *(half.count for half in halves)], np.float64)
+        ranks.add_up(counts, self._zeros, *(part for half in halves for part in half.sums()))
+        self._seen, *seen = (int(count) for count in counts)
+        for half, count in zip(halves, seen, strict=True):
+            half.count = count
+        if self._sampled:
+            found = ranks.gather((self._rows, self._answers))
+            self._rows, self._answers = (
+                [array for part in parts for array in part] for parts in zip(*found, strict=True)
+            )
 
     @property
     def has_samples(self) -> bool:

@@ -18,16 +18,19 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx import examples, external, runtime, summary, surgery, verify
 from thinet_onnx import graph as graphs
+from thinet_onnx.calibration import Calibration, batched, check_same
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer, collect
 from thinet_onnx.decide import Decision, decide, why_not
 from thinet_onnx.errors import NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
+from thinet_onnx.joined import join, joined
 from thinet_onnx.labels import Ids
 from thinet_onnx.latency import Bench
 from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
 from thinet_onnx.plan import PrunePlan
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
@@ -89,8 +92,11 @@ def prune(
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
     stopwatch: Stopwatch | None = None,
+    ranks: Ranks | None = None,
 ) -> PruneResult:
     """Prune a model.
+
+    Run by torchrun, each process observes its part of the data; all return the same, and the first one writes.
 
     Args:
         model: a path or a ModelProto; it is left as it is.
@@ -104,15 +110,22 @@ def prune(
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
+        ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
         ThinetError: see `errors`.
     """
+    if ranks is None:
+        with joined(join()) as others:
+            return prune(
+                model, data, options, preprocess=preprocess, random_data=random_data, test_data=test_data, output=output,
+                show=show, progress=progress, work=work, stopwatch=stopwatch, ranks=others,
+            )  # fmt: skip
     started = time.perf_counter()
-    progress = progress or Silent()
+    progress = (progress if ranks.first else None) or Silent()
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
-    if output is not None:
+    if output is not None and ranks.first:
         graphs.writable(output)
     source = _open_data(setting, data, options, preprocess, random_data)
     test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
@@ -120,7 +133,8 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, preprocess, progress, stopwatch)
+    check_same(ranks, len(source), setting.model)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, ranks)
     try:
         result = work(run) if work is not None else run.work()
         report = _report(run, result, test, random_data, output, started, None if random_data else show)
@@ -156,8 +170,9 @@ class Run:
 
     def __init__(
         self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
-        progress: Progress, stopwatch: Stopwatch | None = None,
+        progress: Progress, stopwatch: Stopwatch | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
+        self.ranks = ranks
         self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
@@ -169,13 +184,20 @@ class Run:
         wanted = max(1, most) if source.stackable else 1
         self.setting, shapes = examine(setting, _one_and_two(source, self.fit))
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
-        self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
+        self.size = ranks.once(
+            lambda: runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
+        )
         self.analysis = analyse(graphs.Graph(self.model), shapes)
-        self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
+        self.bench = Bench.open(self.setting, source, options, stopwatch, ranks) if options.for_latency else None
 
     def batches(self, rows: list[int]) -> list[Feeds]:
-        """Feeds of some samples, in batches."""
-        return [self.source.batch(rows[start : start + self.size]) for start in range(0, len(rows), self.size)]
+        """Feeds of some samples, in batches: this process's share of them."""
+        return [self.source.batch(some) for some in self.ranks.share(batched(rows, self.size))]
+
+    def calibration(self) -> Calibration:
+        """The batches that are fitted on."""
+        rows = batched(self.fit, self.size)
+        return Calibration.open(self.ranks, len(self.fit), len(rows), lambda number: self.source.batch(rows[number]))
 
     def settle(self) -> "Settled":
         """Observe, and decide on widths."""
@@ -187,11 +209,11 @@ class Run:
         ]
         if not candidates:
             raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
-        feeds = self.batches(self.fit)
-        sweep = Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress)
+        data = self.calibration()
+        sweep = Sweep(analysis, consumers, chooser, data, self.progress)
         views = sweep.survey(candidates)
-        decision = decide(self.model, chooser, views, candidates, feeds, self.progress, self.bench)
-        return Settled(sweep, views, decision)
+        decision = decide(self.model, chooser, views, candidates, data, self.progress, self.bench)
+        return Settled(sweep, views, self.ranks.once(lambda: decision))
 
     def work(self) -> "Outcome":
         """Observe, decide, prune, cut, verify."""
@@ -203,7 +225,7 @@ class Run:
         tempered = None
         if self.options.reconstruction != "none":
             columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.batches(self.held))
+            tempered = temper(self.model, rebuilt, columns, self.batches(self.held), self.ranks)
             rebuilt = tempered.rebuilt
         self.progress.advance()
         return self._cut(plan, kept, rebuilt, decision, tempered)
@@ -281,11 +303,23 @@ def _report(
     run: Run, outcome: Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
     started: float, show: Show | None,
 ) -> Report:  # fmt: skip
-    """Measure both models, write the pruned one, and tell."""
-    setting, analysis, options = run.setting, run.analysis, run.options
+    """Measure both models, write the pruned one, and tell: the first process does, with answers from all of them."""
     run.progress.start("Measuring", 3)
     held = run.batches(run.held)
-    before, after = (runtime.outputs(model, held) for model in (run.model, outcome.twin))
+    before, after = (run.ranks.gather_first(runtime.outputs(model, held)) for model in (run.model, outcome.twin))
+    accuracy = _accuracy(run, outcome.twin, test)
+    run.progress.advance()
+    return run.ranks.once(
+        lambda: _told(run, outcome, before, after, accuracy, test, random_data, output, started, show)
+    )
+
+
+def _told(
+    run: Run, outcome: Outcome, before: verify.Outputs, after: verify.Outputs, accuracy: Accuracy | None,
+    test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None, started: float, show: Show | None,
+) -> Report:  # fmt: skip
+    """The report; the pruned model is written on the way."""
+    setting, analysis, options = run.setting, run.analysis, run.options
     answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
     near = verify.fidelity(answers.names, before, after, items=answers.items)
     shown = Examples()
@@ -294,8 +328,6 @@ def _report(
     run.progress.advance()
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
-    run.progress.advance()
-    accuracy = _accuracy(run, outcome.twin, test)
     run.progress.advance()
     size = external.size(outcome.model)
     if output is not None:
@@ -325,6 +357,7 @@ def _report(
         | {
             "method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description,
             "test_data": None if test is None else test.description, "preprocess": dataclasses.asdict(run.preprocess),
+            "processes": run.ranks.count,
         },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
         finetune=outcome.tuned, latency_target=outcome.decision.timed,
@@ -343,10 +376,12 @@ def _accuracy(run: Run, pruned: onnx.ModelProto, test: sources.Source | None) ->
     source, rows = (run.source, run.held) if test is None else (test, list(range(len(test))))
     if source.labels is None:
         return None
-    size = run.size if source.stackable else 1
-    pairs = []
+    mine = run.ranks.share(batched(rows, run.size if source.stackable else 1))
+    labels = source.labels[[row for some in mine for row in some]]
+    shares = []
     for model in (run.model, pruned):
-        batches = (source.batch(rows[start : start + size]) for start in range(0, len(rows), size))
-        pairs.append(verify.accuracy(model, batches, source.labels[rows]))
-    before, after = pairs
+        right = run.ranks.gather(verify.hits(model, map(source.batch, mine), labels))
+        known = [part for part in right if part is not None]
+        shares.append(float(np.concatenate(known).mean()) if len(known) == len(right) else None)
+    before, after = shares
     return None if before is None or after is None else Accuracy(before, after, len(rows))

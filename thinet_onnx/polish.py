@@ -15,6 +15,7 @@ from thinet_onnx.graph import Graph
 from thinet_onnx.joint import Joint, Rows, Shape, Weights
 from thinet_onnx.observe import is_check
 from thinet_onnx.pairs import Pair
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.unfold import columns, count_positions
 
 Array = np.ndarray[Any, Any]
@@ -35,31 +36,34 @@ _WORTH = 0.005  # share of the error that a round must save for another one
 class Polisher:
     """Gathers what one pair sees, then refits it.
 
-    `graph` is the original's, `items` how many inputs will be seen over all batches.
+    `graph` is the original's, `items` how many inputs will be seen over all batches, `first` the number of the first batch.
+    Of several processes each keeps the images that it saw: a fit adds up gradients, which are no larger than the weights.
     """
 
     pair: Pair
     graph: Graph
     items: int
     seed: int
+    ranks: Ranks = ALONE
+    first: int = 0
     _x: list[list[Array]] = field(default_factory=lambda: [[], []])
     _targets: list[list[Array]] = field(default_factory=lambda: [[], []])
-    _batches: int = 0
 
     def __post_init__(self) -> None:
-        self._random = np.random.default_rng(self.seed)
+        self._batches = self.first
 
     def add(self, original: Tensors, pruned: Tensors) -> None:
         """Take in one batch of both networks: inputs of both layers, and the stream that the consumer adds to."""
         consumer, layer = self.pair.consumer, self.pair.consumer.layer
         place, dense, x = is_check(self._batches), original[layer.x], pruned[self.pair.producer.layer.x]
+        random = np.random.default_rng([self.seed, self._batches])
         self._batches += 1
         positions = max(count_positions((1, *dense.shape[1:]), layer.x_axis, layer.window), 1)
         both = (self.pair.producer, consumer)
         numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in both)
         most = min(_MOST_POSITIONS, _MOST_NUMBERS / numbers, _MOST_WORK / sum(c.matrix.size for c in both))
         share = most / (positions * max(self.items, 1))
-        chosen = np.flatnonzero(self._random.random(len(dense)) < share)
+        chosen = np.flatnonzero(random.random(len(dense)) < share)
         if len(chosen) and len(x) == len(dense):
             other = consumer.other[0]
             loss = (original[other][chosen] - pruned[other][chosen]) if other else None
@@ -86,7 +90,9 @@ class Polisher:
         Returns:
             New weights of both, None where nothing was gained.
         """
-        if not all(self._x) or not keep.any():
+        seen = np.array([len(part) for part in self._x], np.float64)
+        self.ranks.add_up(seen)
+        if not seen.all() or not keep.any():
             return None
         producer, consumer = self.pair.producer, self.pair.consumer
         one, two = producer.layer, consumer.layer
@@ -98,6 +104,7 @@ class Polisher:
             _Between(self.pair, self.graph, keep),
             consumer.scale,
             (producer.can_bias, consumer.can_bias),
+            self.ranks,
         )
         taken = (keep, _ALL, np.ones(one.taps, bool)) if one.depthwise else (_ALL, keep, np.repeat(keep_in, one.taps))
         mine = np.ix_(*taken)
@@ -105,6 +112,7 @@ class Polisher:
         biases = [entry.consumer.bias if entry.bias is None else entry.bias for entry in (first, second)]
         start = (first.matrix[mine], biases[0][keep], second.matrix[:, :, read], biases[1])
         found = _descend(problem, Weights(*(np.asarray(part, np.float32) for part in start)), rows, check)
+        found = self.ranks.once(lambda: found)
         if found is None:
             return None
         matrix, bias = first.matrix.copy(), biases[0].copy()

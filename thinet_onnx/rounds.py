@@ -23,6 +23,7 @@ from thinet_onnx.errors import OptionError
 from thinet_onnx.groups import make_plan
 from thinet_onnx.options import Progress, PruneOptions, Show, Silent
 from thinet_onnx.pipeline import Outcome, PruneResult, Run
+from thinet_onnx.ranks import Ranks
 from thinet_onnx.setting import Data, open_data, open_model
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
 
@@ -47,6 +48,7 @@ def prune(
     model: onnx.ModelProto | str | os.PathLike[str], data: Data, options: PruneOptions, schedule: Schedule, *,
     preprocess: sources.Preprocess | None = None, test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None, show: Show | None = None, progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> PruneResult:  # fmt: skip
     """Prune and fine-tune a model; `pipeline.prune` with training. All of the data trains, `options.samples` calibrate.
 
@@ -60,6 +62,7 @@ def prune(
         output: where to write the result.
         show: which held-out samples the report shows.
         progress: who is told how far the run is.
+        ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
         ThinetError: see `errors`.
@@ -71,7 +74,7 @@ def prune(
     work = partial(_work, trainer=_Trainer(full, rows, schedule, progress or Silent()))
     return pipeline.prune(
         model, some, options, preprocess=preprocess, test_data=test_data, output=output, show=show, progress=progress,
-        work=work,
+        work=work, ranks=ranks,
     )  # fmt: skip
 
 
@@ -88,7 +91,8 @@ class _Trainer:
         """Train, on all but what the run holds out."""
         options = dataclasses.replace(self.schedule.options, epochs=epochs)
         held = [self.rows[row] for row in run.held]
-        return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=self.progress)
+        with run.ranks.apart():
+            return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=self.progress)
 
 
 def _work(run: Run, trainer: _Trainer) -> Outcome:
@@ -119,7 +123,8 @@ def _group_by_group(run: Run, trainer: _Trainer) -> Outcome:
             run.options, target=None, keep=None, preset=None, widths={groups[g].name: decision.widths[g]}, scope="all",
             include=(), exclude=(), engine="ort", latency_batch=None, threads=0,
         )  # fmt: skip
-        part = Run(open_model(model, run.options.shapes), run.source, options, run.preprocess, run.progress).work()
+        setting = open_model(model, run.options.shapes)
+        part = Run(setting, run.source, options, run.preprocess, run.progress, ranks=run.ranks).work()
         kept[g] = np.array(_kept(part, groups[g].name, groups[g].size))
         rebuilt += [entry for entry in part.rebuilt if entry.error is not None]  # a maker of channels has its own round
         worst = max(worst, part.oracle_error)

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from thinet_onnx import pairs
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.groups import Analysis
@@ -18,8 +20,6 @@ from thinet_onnx.polish import Polisher
 from thinet_onnx.stream import Stream
 
 Array = np.ndarray[Any, Any]
-Feeds = dict[str, Array]
-
 
 READ_ON = ("full",)
 """Ways to reconstruct that refit all layers behind the first cut one: worth 2 points of ResNet-20 where producers stay as they
@@ -33,8 +33,7 @@ class Sweep:
         analysis: of the graph.
         consumers: all layers that read channels of some group, in topological order.
         chooser: ranks and refits.
-        feeds: calibration batches.
-        items: how many inputs they are.
+        data: calibration batches; of several processes each observes its own, and the first one picks and refits.
         progress: told of every layer.
     """
 
@@ -43,24 +42,24 @@ class Sweep:
         analysis: Analysis,
         consumers: list[Consumer],
         chooser: Chooser,
-        feeds: Sequence[Feeds],
-        items: int,
+        data: Calibration,
         progress: Progress,
     ) -> None:
         self.analysis, self.consumers, self.chooser = analysis, consumers, chooser
-        self.feeds, self._items, self.progress = feeds, items, progress
+        self.data, self.progress = data, progress
 
     def survey(self, candidates: Sequence[int]) -> dict[Consumer, View]:
         """Watch the original at every consumer of a candidate."""
         wanted = [c for c in self.consumers if any(c in self.chooser.readers[group] for group in candidates)]
         self.progress.start("Observing the original", len(wanted))
-        stream, stops = tour(self.analysis, wanted, self.feeds)
+        stream, stops = tour(self.analysis, wanted, self.data.own)
         views = {}
         with closing(stream):
             for consumer, tensors in stops:
                 watcher = self._watcher(consumer)
                 for batch in tensors:
                     watcher.add(batch)
+                watcher.add_up(self.data.ranks)
                 views[consumer] = View.of(watcher, centred=self.chooser.centred)
                 self.progress.advance()
         return views
@@ -86,8 +85,8 @@ class Sweep:
             touched = self.consumers[self.consumers.index(touched[0]) :]
         joint = self._pairs(touched, cut)
         self.progress.start("Pruning, layer by layer", len(touched))
-        original, stops = tour(analysis, touched, self.feeds)
-        pruned, others = tour(analysis, touched, self.feeds, {c: pair.producer.layer.x for c, pair in joint.items()})
+        original, stops = tour(analysis, touched, self.data.own)
+        pruned, others = tour(analysis, touched, self.data.own, {c: pair.producer.layer.x for c, pair in joint.items()})
         picks: dict[int, Ids] = {}
         rebuilt: dict[str, Rebuilt] = {}
         with closing(original), closing(pruned):
@@ -98,18 +97,33 @@ class Sweep:
                     watcher.add(left, right)
                     if polisher is not None:
                         polisher.add(left, right)
+                watcher.add_up(self.data.ranks)
                 view = View.of(watcher, centred=chooser.centred)
                 seen[consumer] = view
                 for g in cut:
                     if g not in picks and consumer in chooser.readers[g]:
-                        picks[g] = np.sort(chooser.order(g, seen)[groups[g].size - widths[g] :])
-                new = chooser.rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
+                        picks[g] = self.data.ranks.once(partial(self._pick, g, seen, widths[g]))
+                new = self._rebuild(view, {g: picks[g] for g in cut if consumer in chooser.readers[g]})
                 rebuilt[consumer.layer.weight] = new
                 self._replace(pruned, new)
                 if polisher is not None:
                     self._polish(polisher, view, picks, rebuilt, pruned, stop)
                 self.progress.advance()
         return [picks.get(g, whole[g]) for g in range(len(groups))], list(rebuilt.values())
+
+    def _pick(self, group: int, views: Mapping[Consumer, View], width: int) -> Ids:
+        """The units of a group that stay."""
+        order = self.chooser.order(group, views)
+        return np.sort(order[len(order) - width :])
+
+    def _rebuild(self, view: View, kept: Mapping[int, Ids]) -> Rebuilt:
+        """New weights of a consumer, the same for all processes to the last bit."""
+
+        def parts() -> tuple[Array, Array | None, float | None]:
+            new = self.chooser.rebuild(view, kept)
+            return new.matrix, new.bias, new.error
+
+        return Rebuilt(view.consumer, *self.data.ranks.once(parts))
 
     def _pairs(self, touched: Sequence[Consumer], cut: Sequence[int]) -> dict[Consumer, Pair]:
         """Consumers of cut groups that are refitted together with the layer before them."""
@@ -122,12 +136,14 @@ class Sweep:
 
     def _watcher(self, consumer: Consumer) -> Watcher:
         options = self.chooser.options
-        return Watcher(consumer, self._items, options.seed, sampled=options.selection == "thinet-sampled")
+        sampled = options.selection == "thinet-sampled"
+        return Watcher(consumer, self.data.items, options.seed, first=self.data.first, sampled=sampled)
 
     def _polisher(self, pair: Pair | None) -> Polisher | None:
         if pair is None:
             return None
-        return Polisher(pair, self.analysis.graph, self._items, self.chooser.options.seed)
+        data, seed = self.data, self.chooser.options.seed
+        return Polisher(pair, self.analysis.graph, data.items, seed, data.ranks, data.first)
 
     def _polish(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from thinet_onnx import runtime, surgery, verify
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.observe import is_check
@@ -25,6 +26,8 @@ class Trial:
     """The original, what was seen of it, and a few batches that nothing is fitted on.
 
     `orders` and `errors`: for each candidate group the order of removal and the error of its consumers at every width.
+    Of several processes each tries groups of its own on all of these batches: weights are refitted and sessions opened for
+    every trial, which takes longer than the few images.
     """
 
     def __init__(
@@ -33,18 +36,18 @@ class Trial:
         chooser: Chooser,
         views: Mapping[Consumer, View],
         candidates: Sequence[int],
-        feeds: Sequence[Feeds],
+        data: Calibration,
     ) -> None:
         self.model, self.chooser, self.views = model, chooser, views
-        first = next(iter(feeds[0].values()))
+        first = next(iter(data.own[0].values()))
         batch = max(first.shape[0] if first.ndim else 1, 1)
-        images = np.clip(2 * len(feeds) * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
-        apart = [feed for place, feed in enumerate(feeds) if is_check(place)] or list(feeds)
-        self.feeds = apart[: max(1, -(-int(images) // batch))]
+        images = np.clip(2 * data.count * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
+        apart = [number for number in range(data.count) if is_check(number)] or list(range(data.count))
+        self.feeds = [data.batch(number) for number in apart[: max(1, -(-int(images) // batch))]]
         self.reference = runtime.outputs(model, self.feeds)
-        self.orders, self.errors = {}, {}
-        for group in candidates:
-            self.orders[group], self.errors[group] = chooser.curve(group, views)
+        curves = data.ranks.map(lambda group: chooser.curve(group, views), candidates)
+        self.orders = {group: order for group, (order, _) in zip(candidates, curves, strict=True)}
+        self.errors = {group: error for group, (_, error) in zip(candidates, curves, strict=True)}
         self._known: dict[tuple[Consumer, tuple[int, ...]], list[Refit]] = {}
 
     def moved(self, widths: Sequence[int]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from thinet_onnx import external, runtime
@@ -167,6 +168,19 @@ def fidelity(
     return tuple(rows)
 
 
+def squares(before: Outputs, after: Outputs, outputs: int) -> NDArray[np.float64]:
+    """Sums from which relative errors follow, (outputs × 3): Σ (a − b)², Σ b², and how many batches can't be compared."""
+    sums = np.zeros((outputs, 3))
+    for old, new in zip(before, after, strict=True):
+        for row, b, a in zip(sums, old, new, strict=True):
+            if b.dtype.kind != "f" or a.shape != b.shape:
+                row[2] += 1
+                continue
+            b64, a64 = b.astype(np.float64), a.astype(np.float64)
+            row[:2] += np.square(a64 - b64).sum(), np.square(b64).sum()
+    return sums
+
+
 def per_item(output: Array, items: int) -> list[Array] | None:
     """A batch's output divided into its items; None if axis 0 doesn't divide."""
     if items == 1:
@@ -226,9 +240,17 @@ def _score_error(old: list[Array], new: list[Array]) -> float:
 
 def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:
     """Top-1 accuracy (0..1) of the first output that looks like class scores; None if there is none."""
+    right = hits(model, batches, labels)
+    return None if right is None else float(right.mean())
+
+
+def hits(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> Array | None:
+    """Whether each item's top-1 is its label, by the first output that looks like class scores; None if there is none."""
     scores = runtime.outputs(model, batches)
+    if not scores:
+        return np.empty(0, np.bool_)
     place = next((i for i, output in enumerate(scores[0]) if is_classifier(output)), None)
     if place is None:
         return None
     picks = np.concatenate([batch[place].reshape(len(batch[place]), -1).argmax(1) for batch in scores])
-    return float((picks == labels[: len(picks)]).mean())
+    return np.asarray(picks == labels[: len(picks)])

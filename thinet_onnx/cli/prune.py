@@ -1,6 +1,7 @@
 """`thinet-onnx prune`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 from thinet_onnx.check_options import EngineName
@@ -112,8 +113,11 @@ def prune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Take channels out of MODEL and write the smaller network to OUTPUT."""
-    with shared.one_line_errors(debug):
+    """Take channels out of MODEL and write the smaller network to OUTPUT.
+
+    Under torchrun, the processes share the calibration data: torchrun --nproc-per-node 2 -m thinet_onnx prune …
+    """
+    with shared.together(debug) as ranks:
         options = PruneOptions(
             target=Target.parse(target or DEFAULT_TARGET) if target or (keep is None and preset is None) else None,
             keep=keep,
@@ -149,17 +153,12 @@ def prune(
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
-        shared.check_output("OUTPUT", output, inputs)
-        if output.exists() and output.suffix != ".onnx":
-            raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
-        if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
-        if report_file is not None:
-            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
+        if ranks.first:
+            _check_outputs(output, json_file, report_file, inputs)
 
-        with shared.watched(quiet) as progress:
+        with shared.watched(quiet or not ranks.first) as progress:
             common: dict[str, Any] = {
-                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress,
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "ranks": ranks,
                 "show": show if json_file is not None or report_file is not None else None,
             }  # fmt: skip
             if schedule is None:
@@ -170,8 +169,22 @@ def prune(
                 from thinet_onnx import rounds  # noqa: PLC0415
 
                 result = rounds.prune(model, data, options, rounds.Schedule(*schedule), **common)
-        told = dataclasses.replace(result.report, command=shared.command_line())
-        shared.show(told, json_file, quiet, report_file)
+        if ranks.first:
+            told = dataclasses.replace(result.report, command=shared.command_line())
+            shared.show(told, json_file, quiet, report_file)
+
+
+def _check_outputs(
+    output: Path, json_file: Path | None, report_file: Path | None, inputs: dict[str, Path | str | None]
+) -> None:
+    """Refuse files that can't be written, or that a run reads."""
+    shared.check_output("OUTPUT", output, inputs)
+    if output.exists() and output.suffix != ".onnx":
+        raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
+    if json_file is not None:
+        shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+    if report_file is not None:
+        shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
 
 
 def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:

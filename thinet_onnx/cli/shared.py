@@ -17,7 +17,9 @@ from rich.console import Console
 from thinet_onnx import report
 from thinet_onnx.cli.bars import Bars
 from thinet_onnx.errors import OptionError, OutputError, ThinetError
+from thinet_onnx.joined import join
 from thinet_onnx.options import Progress, Scope, Silent
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import Inspection, Report, Result, TuneReport
 
 if TYPE_CHECKING:
@@ -72,18 +74,32 @@ Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "-
 
 
 @contextmanager
-def one_line_errors(debug: bool) -> Iterator[None]:
+def one_line_errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
     """End the command with code 2 and one line for a ThinetError, with 130 when interrupted."""
     try:
-        yield
+        with ranks.agreeing():
+            yield
     except ThinetError as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"thinet-onnx: error: {' '.join(str(error).splitlines())}", err=True)
+        if ranks.speaks:
+            typer.echo(f"thinet-onnx: error: {' '.join(str(error).splitlines())}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("thinet-onnx: interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def together(debug: bool) -> Iterator[Ranks]:
+    """`one_line_errors` for a command that torchrun may start several times: the first process tells, then all end."""
+    with one_line_errors(debug):
+        ranks = join()
+    try:
+        with one_line_errors(debug, ranks):
+            yield ranks
+    finally:
+        ranks.close()
 
 
 def preprocess(

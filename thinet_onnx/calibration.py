@@ -1,0 +1,74 @@
+"""The calibration batches of a run, numbered through all processes, of which each holds its own."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from thinet_onnx.errors import DataError
+from thinet_onnx.ranks import Ranks
+
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+
+def batched(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Rows in batches of so many, the last one of what is left."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is observed.
+
+    `items` and `count` are those of all processes, `own` this one's batches, of which the first has the number `first`.
+    `make` reads any batch. What is drawn at random, and which batches are kept apart to check, goes by these numbers: so it
+    doesn't depend on how many processes there are.
+    """
+
+    ranks: Ranks
+    items: int
+    count: int
+    first: int
+    own: list[Feeds]
+    make: Callable[[int], Feeds]
+
+    @classmethod
+    def open(cls, ranks: Ranks, items: int, count: int, make: Callable[[int], Feeds]) -> "Calibration":
+        """Read this process's share.
+
+        Raises:
+            DataError: there are fewer batches than processes.
+        """
+        if count < ranks.count:
+            raise DataError(
+                f"The calibration data makes {count} batches for {ranks.count} processes: give more samples, or start no more "
+                f"than {count} processes."
+            )
+        mine = ranks.share(range(count))
+        return cls(ranks, items, count, mine[0], [make(number) for number in mine], make)
+
+    def batch(self, number: int) -> Feeds:
+        """Any batch, read again if it is another process's."""
+        place = number - self.first
+        return self.own[place] if 0 <= place < len(self.own) else self.make(number)
+
+
+def check_same(ranks: Ranks, samples: int, model: onnx.ModelProto) -> None:
+    """Whether all processes have the same model and as much data.
+
+    Raises:
+        DataError: they don't: data of another length, or another file of the same name on another machine.
+    """
+    if ranks.count == 1:
+        return
+    seen = ranks.gather((samples, zlib.crc32(model.SerializeToString())))
+    if len(set(seen)) > 1:
+        wrong = next(rank for rank, found in enumerate(seen) if found != seen[0])
+        what = f"{seen[0][0]} and {seen[wrong][0]} samples" if seen[0][0] != seen[wrong][0] else "different models"
+        raise DataError(
+            f"Processes 0 and {wrong} of {ranks.count} see {what}: give all of them the same files, and a function that "
+            "yields the same samples every time."
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinet_onnx.calibration import ONE_BLOCK, Numbers
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
@@ -44,20 +45,27 @@ class Watcher:
         consumer: the weight.
         items: how many inputs will be seen, over all batches.
         seed: of the sampled positions; the same seed samples the same positions of the same batches.
-        first: the number of the first batch among those of all processes.
+        numbers: where the batches stand among those of all processes.
         moments: gather second moments (for selection by the exact objective, and for reconstruction).
         sampled: gather the paper's sampled rows.
     """
 
     def __init__(
-        self, consumer: Consumer, items: int, seed: int, *, first: int = 0, moments: bool = True, sampled: bool = False
+        self,
+        consumer: Consumer,
+        items: int,
+        seed: int,
+        *,
+        numbers: Numbers = ONE_BLOCK,
+        moments: bool = True,
+        sampled: bool = False,
     ) -> None:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
         self.wide = columns > MAX_COLUMNS
         seen = range(groups if moments and not self.wide else 0)
         self.moments = [(Moments(columns, outputs), Moments(columns, outputs)) for _ in seen]
-        self._seed, self._batches = seed, first
+        self._seed, self._numbers, self._batches, self._block = seed, numbers, numbers.first, 0
         self._per_item = max(1, -(-rows_wanted(columns) // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
@@ -74,6 +82,10 @@ class Watcher:
         """
         self._checking = is_check(self._batches)
         self._random = np.random.default_rng([self._seed, self._batches])
+        if self._block != (block := self._numbers.block(self._batches)):
+            self._block = block
+            for half in (half for pair in self.moments for half in pair):
+                half.flush()
         self._batches += 1
         for use, other in zip(self.consumer.uses, self.consumer.other, strict=True):
             self._add_use(use, other, original, original if pruned is None else pruned)

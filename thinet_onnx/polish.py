@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinet_onnx import runtime, segment
+from thinet_onnx.calibration import ONE_BLOCK, Numbers
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.graph import Graph
 from thinet_onnx.joint import Joint, Rows, Shape, Weights
@@ -36,7 +37,7 @@ _WORTH = 0.005  # share of the error that a round must save for another one
 class Polisher:
     """Gathers what one pair sees, then refits it.
 
-    `graph` is the original's, `items` how many inputs will be seen over all batches, `first` the number of the first batch.
+    `graph` is the original's, `items` how many inputs will be seen over all batches, `numbers` says where these stand.
     Of several processes each keeps the images that it saw: a fit adds up gradients, which are no larger than the weights.
     """
 
@@ -45,18 +46,19 @@ class Polisher:
     items: int
     seed: int
     ranks: Ranks = ALONE
-    first: int = 0
+    numbers: Numbers = ONE_BLOCK
     _x: list[list[Array]] = field(default_factory=lambda: [[], []])
     _targets: list[list[Array]] = field(default_factory=lambda: [[], []])
+    _blocks: list[list[int]] = field(default_factory=lambda: [[], []])
 
     def __post_init__(self) -> None:
-        self._batches = self.first
+        self._batches = self.numbers.first
 
     def add(self, original: Tensors, pruned: Tensors) -> None:
         """Take in one batch of both networks: inputs of both layers, and the stream that the consumer adds to."""
         consumer, layer = self.pair.consumer, self.pair.consumer.layer
         place, dense, x = is_check(self._batches), original[layer.x], pruned[self.pair.producer.layer.x]
-        random = np.random.default_rng([self.seed, self._batches])
+        random, block = np.random.default_rng([self.seed, self._batches]), self.numbers.block(self._batches)
         self._batches += 1
         positions = max(count_positions((1, *dense.shape[1:]), layer.x_axis, layer.window), 1)
         both = (self.pair.producer, consumer)
@@ -68,6 +70,7 @@ class Polisher:
             other = consumer.other[0]
             loss = (original[other][chosen] - pruned[other][chosen]) if other else None
             self._x[place].append(x[chosen])
+            self._blocks[place].append(block)
             self._targets[place].append(self._target(dense[chosen], loss))
 
     def _target(self, dense: Array, loss: Array | None) -> Array:
@@ -133,7 +136,7 @@ class Polisher:
         """What was gathered, some channels of it, in chunks."""
         axis = self.pair.producer.layer.x_axis
         numbers = self.pair.producer.columns + self.pair.consumer.columns
-        chunks = _chunked(self._x[place], self._targets[place], numbers)
+        chunks = _chunked(self._x[place], self._targets[place], self._blocks[place], numbers)
         return [Rows(np.compress(channels, x, axis), target) for x, target in chunks]
 
 
@@ -160,13 +163,14 @@ def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Row
     return weights if error < start else None
 
 
-def _chunked(xs: list[Array], targets: list[Array], numbers: int) -> list[tuple[Array, Array]]:
-    """Batches of one shape put together, up to `_CHUNK` unfolded numbers each."""
+def _chunked(xs: list[Array], targets: list[Array], blocks: list[int], numbers: int) -> list[tuple[Array, Array]]:
+    """Batches of one shape and one block put together, up to `_CHUNK` unfolded numbers each."""
     result: list[tuple[Array, Array]] = []
     waiting: list[int] = []
     size = 0
     for index, (x, target) in enumerate(zip(xs, targets, strict=True)):
-        if waiting and (x.shape[1:] != xs[waiting[0]].shape[1:] or size >= _CHUNK):
+        new = bool(waiting) and (x.shape[1:] != xs[waiting[0]].shape[1:] or blocks[index] != blocks[waiting[0]])
+        if new or size >= _CHUNK:
             result.append(_join(waiting, xs, targets))
             waiting, size = [], 0
         waiting.append(index)

@@ -137,13 +137,13 @@ class Sweep:
     def _watcher(self, consumer: Consumer) -> Watcher:
         options = self.chooser.options
         sampled = options.selection == "thinet-sampled"
-        return Watcher(consumer, self.data.items, options.seed, first=self.data.first, sampled=sampled)
+        return Watcher(consumer, self.data.items, options.seed, numbers=self.data.numbers, sampled=sampled)
 
     def _polisher(self, pair: Pair | None) -> Polisher | None:
         if pair is None:
             return None
         data, seed = self.data, self.chooser.options.seed
-        return Polisher(pair, self.analysis.graph, data.items, seed, data.ranks, data.first)
+        return Polisher(pair, self.analysis.graph, data.items, seed, data.ranks, data.numbers)
 
     def _polish(
         self,

@@ -41,8 +41,8 @@ class Trial:
         self.model, self.chooser, self.views = model, chooser, views
         first = next(iter(data.own[0].values()))
         batch = max(first.shape[0] if first.ndim else 1, 1)
-        images = np.clip(2 * data.count * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
-        apart = [number for number in range(data.count) if is_check(number)] or list(range(data.count))
+        images = np.clip(2 * data.numbers.count * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
+        apart = [n for n in range(data.numbers.count) if is_check(n)] or list(range(data.numbers.count))
         self.feeds = [data.batch(number) for number in apart[: max(1, -(-int(images) // batch))]]
         self.reference = runtime.outputs(model, self.feeds)
         curves = data.ranks.map(lambda group: chooser.curve(group, views), candidates)

@@ -40,7 +40,7 @@ class Clock(Progress):
         self.seconds: dict[str, float] = defaultdict(float)
         self._stage, self._since = "", 0.0
 
-    def start(self, stage: str, total: int) -> None:
+    def start(self, stage: str, total: int) -> None:  # noqa: ARG002
         self.close()
         self._stage, self._since = stage, time.perf_counter()
 
@@ -90,7 +90,7 @@ def _metered(ranks: Ranks) -> list[dict[str, Any]]:
                     "columns": columns,
                     "outputs": groups * outputs,
                     "bytes": ranks.bytes - before,
-                }  # fmt: skip
+                }
             )
             return result
 

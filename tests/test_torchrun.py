@@ -127,6 +127,24 @@ def test_two_processes_prune_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 assert np.abs(found[key] - value).max() <= 1e-5 * max(np.abs(value).max(), 1e-30), (name, key)
 
 
+class Counting(Ranks):
+    """A process on its own that notes how many bytes it would have added up."""
+
+    def __init__(self) -> None:
+        self.added: list[int] = []
+
+    def add_up(self, *arrays: Any) -> None:
+        self.added.append(sum(array.nbytes for array in arrays))
+
+
+def test_the_bytes_of_a_layer_are_those_of_the_docs() -> None:
+    ranks = Counting()
+    data = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    pipeline.prune(small_models.plain(), data, PruneOptions(keep=0.5, reconstruct="full", round_to=1), ranks=ranks)
+    for n, outputs in ((8 * 9, 8), (8, 5)):
+        assert ranks.added.count(8 * (2 * (n * n + outputs * n + n + 2 * outputs + 1) + n + 1)) == 2, "observed, pruned"
+
+
 # --- errors ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from thinet_onnx import choose, consumers, decide, sweep, verify
+from thinet_onnx import choose, consumers, sweep, trial, verify
 
 
 def _no_stream_loss(_: Any, found: list[consumers.Consumer]) -> None:
@@ -24,17 +24,10 @@ def _divergence(before: Any, after: Any) -> float:
     return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
-def _raw_error(self: Any, widths: Any) -> float:
-    """Every group's error counts the same."""
-    size = self.chooser.analysis.sizes
-    group = next(g for g, width in enumerate(widths) if width < size[g])
-    return float(self.errors[group][size[group] - widths[group]])
-
-
 SWITCHES: dict[str, tuple[Any, str, Any]] = {
     "no-stream-loss": (consumers, "_settle_sums", _no_stream_loss),
     "divergence-as-sensitivity": (verify, "distance", _divergence),
-    "no-sensitivity": (decide.Trial, "moved", _raw_error),
+    "no-sensitivity": (trial.Tried, "rates", property(lambda tried: dict.fromkeys(tried.moved, 1.0))),
     "only-cut-layers": (sweep, "READ_ON", ()),
     "uncut-layers-too": (sweep, "READ_ON", ("joint", "full")),
     "fixed-ridge": (choose, "RIDGES", (choose.RIDGE,)),

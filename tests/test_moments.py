@@ -61,6 +61,15 @@ class TestStreaming:
         check(first.statistics(centred=centred), u, t, centred=centred, rtol=1e-10)
         assert second.count == len(u) - cut
 
+    @settings(max_examples=30, deadline=None)
+    @given(seed=st.integers(0, 1000), cut=st.integers(1, 59))
+    def test_a_sum_of_two_shards_leaves_them_as_they_are(self, seed: int, cut: int, centred: bool) -> None:
+        u, t = make(seed)
+        first, second = gather(u[:cut], t[:cut]), gather(u[cut:], t[cut:])
+        check(first.plus(second).statistics(centred=centred), u, t, centred=centred, rtol=1e-10)
+        check(first.statistics(centred=centred), u[:cut], t[:cut], centred=centred, rtol=1e-10)
+        check(second.statistics(centred=centred), u[cut:], t[cut:], centred=centred, rtol=1e-10)
+
     def test_blocks_of_float32_rows(self, centred: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(moments, "_BLOCK", 100)
         u, t = make(3, rows=1234)
@@ -108,12 +117,15 @@ class TestError:
 
 
 @pytest.mark.parametrize("centred", [True, False])
-def test_of_original_equals_streaming_its_own_answers(centred: bool) -> None:
+def test_targets_that_are_the_layers_own_answers(centred: bool) -> None:
     u, _ = make(1)
-    weights = np.random.default_rng(1).standard_normal((4, u.shape[1]))
-    t = u @ weights.T
-    found = Statistics.of_original(gather(u, np.zeros_like(t)), weights, centred=centred)
-    check(found, u, t, centred=centred, rtol=1e-10)
+    rng = np.random.default_rng(1)
+    weights, bias = rng.standard_normal((4, u.shape[1])), rng.standard_normal(4)
+    seen = Moments(u.shape[1], None)
+    seen.add(u[:20])
+    seen.add(u[20:])
+    found = seen.statistics(centred=centred, weights=weights, bias=bias)
+    check(found, u, u @ weights.T + bias, centred=centred, rtol=1e-10)
 
 
 class TestObjective:

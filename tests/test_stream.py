@@ -12,7 +12,7 @@ import small_models
 from onnx import TensorProto, helper
 from small_models import Net
 
-from thinet_onnx import runtime
+from thinet_onnx import runtime, shelf
 from thinet_onnx import stream as streams
 from thinet_onnx.choose import View
 from thinet_onnx.consumers import Consumer, collect
@@ -97,9 +97,8 @@ class TestStops:
         check(walk(Stream(Graph(model), batches, stops), stops), model, batches, stops)
 
     @pytest.mark.parametrize("ram", [10**9, 0], ids=["in memory", "on disk"])
-    def test_a_segment_that_was_held_runs_again(self, ram: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_segment_that_was_held_runs_again(self, ram: int) -> None:
         """Weights found when a stop was reached already count for all that follows, as if they had been there before."""
-        monkeypatch.setattr(streams, "_RAM", ram)
         model, batches = small_models.residual(), feeds(3, 2)
         graph = Graph(model)
         node = next(node for node in graph.nodes if node.name == "block1.a")
@@ -107,7 +106,7 @@ class TestStops:
         names = outputs_of(model)
         place = names.index(node.key)
         stops = [[names[place - 1]], [names[place + 1], names[place - 1]], [names[-1]]]
-        stream = Stream(graph, batches, stops)
+        stream = Stream(graph, batches, stops, ram)
         list(stream.advance(0))
         list(stream.advance(1, hold=True))
         stream.replace(node, 1, new)
@@ -176,7 +175,7 @@ def test_each_node_is_in_at_most_one_segment(name: str, monkeypatch: pytest.Monk
     model = MODELS[name]()
     opened: list[onnx.ModelProto] = []
     real = runtime.session
-    monkeypatch.setattr(streams.runtime, "session", lambda proto: opened.append(proto) or real(proto))
+    monkeypatch.setattr(streams.runtime, "session", lambda proto, weights: opened.append(proto) or real(proto, weights))
     names = outputs_of(model)
     stops = [names[1:2], names[4:5], names[4:6], names[-3:-2]]
     walk(Stream(Graph(model), feeds(2, 2), stops), stops)
@@ -265,45 +264,46 @@ def test_two_streams_of_a_residual_network() -> None:
     thin.close()
 
 
+def files(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 class TestMemory:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """Where temporary folders are made."""
-        monkeypatch.setattr(streams.tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(shelf.tempfile, "tempdir", str(tmp_path))
         return tmp_path
 
     @pytest.mark.parametrize("name", MODELS)
-    def test_activations_that_go_to_a_file_are_the_same(
-        self, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(streams, "_RAM", 0)
+    def test_activations_that_go_to_a_file_are_the_same(self, name: str, folder: Path) -> None:
         model, batches = MODELS[name](), feeds(3, 2)
         stops = [[tensor] for tensor in outputs_of(model)]
-        stream = Stream(Graph(model), batches, stops)
+        stream = Stream(Graph(model), batches, stops, memory=0)
         seen, used = [], 0
         for stop in range(len(stops)):
             seen.append([{n: np.array(value) for n, value in shown.items()} for shown in stream.advance(stop)])
-            used = max(used, len(list(folder.rglob("*-*-*"))))
+            used = max(used, len(files(folder)))
         check(seen, model, batches, stops)
         assert used >= len(batches)
         stream.close()
         gc.collect()
         assert list(folder.iterdir()) == []
 
-    def test_what_is_kept_is_bounded(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_kept_is_bounded(self, folder: Path) -> None:
         """With room for three tensors, those of the fourth and the fifth batch go to files, at every cut.
 
         Files of tensors that are needed no more make way for the next.
         """
         model, batches = small_models.residual(), feeds(2, 2, 2, 2, 2)
         each = 2 * 8 * 8 * 8 * 4
-        monkeypatch.setattr(streams, "_RAM", 3 * each)
         sums = [node.key for node in Graph(model).nodes if node.op == "Add"]
         stops = [["v1"], [sums[0]], [sums[1]]]
-        stream = Stream(Graph(model), batches, [*stops, outputs_of(model)[-1:]])
+        stream = Stream(Graph(model), batches, [*stops, outputs_of(model)[-1:]], memory=3 * each)
         for stop in range(len(stops)):
             list(stream.advance(stop))
-            assert len(list(folder.rglob("*-*-*"))) == 2
+            assert len(files(folder)) == 2
         stream.close()
 
     def test_nothing_is_written_while_memory_lasts(self, folder: Path) -> None:
@@ -326,9 +326,8 @@ class TestMemory:
         assert all(not cache for cache in stream._cache)
         assert len(batches[0]) == 1  # the caller's own dicts are left alone
 
-    def test_closing_twice_does_no_harm(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streams, "_RAM", 0)
-        stream = Stream(Graph(small_models.residual()), feeds(2), [["v1"], ["v6"]])
+    def test_closing_twice_does_no_harm(self, folder: Path) -> None:
+        stream = Stream(Graph(small_models.residual()), feeds(2), [["v1"], ["v6"]], memory=0)
         list(stream.advance(0))
         stream.close()
         stream.close()

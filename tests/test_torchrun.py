@@ -19,7 +19,7 @@ from thinet_onnx import pipeline
 from thinet_onnx.calibration import Calibration, Numbers
 from thinet_onnx.errors import DataError, OptionError
 from thinet_onnx.joined import join
-from thinet_onnx.options import PruneOptions, Target
+from thinet_onnx.options import PruneOptions, Storage, Target
 from thinet_onnx.ranks import Ranks
 from thinet_onnx.stopwatch import Compared
 
@@ -56,6 +56,7 @@ def pair(folder: Path, *arguments: str) -> list[tuple[int, str, str]]:
 
 # --- the result --------------------------------------------------------------------------------------------------------
 
+HALF = Target("macs", 0.5, True)
 OPTIONS = {
     "joint": {"target": Target("macs", 0.6, True), "scope": "all", "round_to": 1},
     "sampled": {"keep": 0.5, "method": "thinet-sampled", "round_to": 1},
@@ -138,11 +139,54 @@ class Counting(Ranks):
 
 
 def test_the_bytes_of_a_layer_are_those_of_the_docs() -> None:
-    ranks = Counting()
+    observing, pruning = Counting(), Counting()
     data = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
-    pipeline.prune(small_models.plain(), data, PruneOptions(keep=0.5, reconstruct="full", round_to=1), ranks=ranks)
+    options: dict[str, Any] = {"reconstruct": "full", "round_to": 1}
+    pipeline.prune(small_models.plain(), data, PruneOptions(target=HALF, **options), ranks=observing)
+    pipeline.prune(small_models.plain(), data, PruneOptions(keep=0.5, **options), ranks=pruning)
     for n, outputs in ((8 * 9, 8), (8, 5)):
-        assert ranks.added.count(8 * (2 * (n * n + outputs * n + n + 2 * outputs + 1) + n + 1)) == 2, "observed, pruned"
+        observed, answers = 8 * (2 * (n * n + n + 1) + n + 1), 8 * 2 * (outputs * n + 2 * outputs)
+        assert observing.added.count(observed) == 1
+        assert pruning.added.count(observed + answers) == 1
+
+
+AGAIN = """
+from pathlib import Path
+import onnx
+from test_torchrun import OPTIONS
+from thinet_onnx import pipeline, sweep
+from thinet_onnx.joined import join, joined
+from thinet_onnx.options import PruneOptions, Storage
+
+with joined(join()) as ranks:
+    for name in ("first", "again"):
+        storage = Storage(Path(f"state-{ranks.rank}"), Path(f"{name}-{ranks.rank}.npz"))
+        result = pipeline.prune("model.onnx", "data.npz", PruneOptions(**OPTIONS["joint"]), storage=storage, ranks=ranks)
+        onnx.save(result.model, f"{name}-{ranks.rank}.onnx")
+        sweep.Watcher.add = None
+"""
+
+
+@several
+def test_two_processes_keep_what_they_learnt(tmp_path: Path) -> None:
+    onnx.save(small_models.residual(), tmp_path / "model.onnx")
+    images = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=images)
+    (tmp_path / "again.py").write_text(AGAIN)
+    ends = pair(tmp_path, "again.py")
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    expected = (tmp_path / "first-0.onnx").read_bytes()
+    assert {(tmp_path / f"{name}.onnx").read_bytes() for name in ("first-1", "again-0", "again-1")} == {expected}
+    assert json.loads((tmp_path / "state-0" / "run.json").read_text())["done"]
+    assert not (tmp_path / "state-1").exists(), "only the first process keeps"
+    assert not (tmp_path / "first-1.npz").exists()
+    options = PruneOptions(**OPTIONS["joint"])
+    for storage in (Storage(from_moments=tmp_path / "first-0.npz"), Storage(tmp_path / "state-0")):
+        one = pipeline.prune(tmp_path / "model.onnx", tmp_path / "data.npz", options, storage=storage)
+        there = small_models.initializers(onnx.load(tmp_path / "first-0.onnx"))
+        for key, value in small_models.initializers(one.model).items():
+            assert there[key].shape == value.shape
+            assert np.abs(there[key] - value).max() <= 1e-5 * max(np.abs(value).max(), 1e-30), key
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------
@@ -262,14 +306,15 @@ class Third(Ranks):
 
 @pytest.mark.parametrize("batches", [3, 8, 16, 50])
 def test_batches_are_divided_at_the_borders_of_blocks(batches: int) -> None:
-    feeds = [{"x": np.array([number])} for number in range(batches)]
-    parts = [Calibration.open(Third(rank), 99, batches, feeds.__getitem__) for rank in range(3)]
+    rows = list(range(2 * batches - 1))
+    parts = [Calibration.open(Third(rank), lambda some: {"x": np.array(some)}, rows, 2) for rank in range(3)]
     taken = [number for part in parts for number in range(part.numbers.first, part.numbers.first + len(part.own))]
     assert taken == list(range(batches))
+    assert [row for part in parts for feeds in part.own for row in feeds["x"]] == rows
     blocks = [{part.numbers.block(part.numbers.first + place) for place in range(len(part.own))} for part in parts]
     assert set.union(*blocks) == set(range(min(batches, 16)))
     assert sum(map(len, blocks)) == min(batches, 16)
-    assert all(part.batch(number) is feeds[number] for part in parts for number in range(batches))
+    assert {part.items for part in parts} == {len(rows)}
     assert {part.numbers.blocks for part in parts} == {min(batches, 16)}
 
 
@@ -282,4 +327,4 @@ def test_blocks_are_as_even_as_can_be() -> None:
 
 def test_more_processes_than_batches() -> None:
     with pytest.raises(DataError, match="makes 2 batches for 3 processes: give more samples, or start no more than 2"):
-        Calibration.open(Third(0), 2, 2, lambda number: {})
+        Calibration.open(Third(0), lambda some: {}, [0, 1], 1)

@@ -4,7 +4,7 @@
     result = thinet_onnx.prune("model.onnx", "calibration.npz", target="macs=50%")
     onnx.save(result.model, "smaller.onnx")
 
-`prune`, `inspect`, `bench` and `verify_pruned` take paths or `onnx.ModelProto`s. The command line is `thinet-onnx`.
+`prune`, `curve`, `inspect`, `bench` and `verify_pruned` take paths or `onnx.ModelProto`s. The command line is `thinet-onnx`.
 """
 
 import os
@@ -20,6 +20,7 @@ from thinet_onnx.errors import (
     OutputError,
     ProcessError,
     ReportError,
+    StateError,
     TargetError,
     ThinetError,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from thinet_onnx.acceptance.result import VerifyReport
     from thinet_onnx.check_options import EngineName, Precision
+    from thinet_onnx.curve_result import By, CurveReport
     from thinet_onnx.pipeline import PruneResult
     from thinet_onnx.result import Inspection, Report
     from thinet_onnx.setting import Data
@@ -45,10 +47,12 @@ __all__ = [
     "OutputError",
     "ProcessError",
     "ReportError",
+    "StateError",
     "TargetError",
     "ThinetError",
     "__version__",
     "bench",
+    "curve",
     "finetune",
     "from_torch",
     "inspect",
@@ -85,6 +89,9 @@ def prune(
     examples: int = 0,
     task: str = "auto",
     classes: Sequence[str] = (),
+    state: str | os.PathLike[str] | None = None,
+    save_moments: str | os.PathLike[str] | None = None,
+    from_moments: str | os.PathLike[str] | None = None,
     **pixels: Any,
 ) -> "PruneResult":
     """Prune a model: the command `thinet-onnx prune` as a function.
@@ -116,6 +123,9 @@ def prune(
         examples: how many held-out samples the report shows with both networks' answers.
         task: how their outputs are read: `auto`, `detect` (boxes), `detect:cxcywh` or `detect:yxyx`.
         classes: names of the classes, for the examples.
+        state: folder in which an interrupted run finds how far it got; the same call goes on from there.
+        save_moments: file for what was learnt of the model before widths were chosen; no target matters to it.
+        from_moments: such a file of an earlier run with the same model and data.
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
@@ -125,9 +135,11 @@ def prune(
     Raises:
         ThinetError: one sentence for people (see `errors`).
     """
+    from pathlib import Path
+
     from thinet_onnx import pipeline
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import PruneOptions, Show, Target
+    from thinet_onnx.options import PruneOptions, Show, Storage, Target
 
     if target is None and keep is None and preset is None:
         target = "macs=50%"
@@ -140,7 +152,60 @@ def prune(
     return pipeline.prune(
         model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
         show=Show.of(task, classes, examples),
+        storage=Storage(*(None if path is None else Path(path) for path in (state, save_moments, from_moments))),
     )  # fmt: skip
+
+
+def curve(
+    model: "onnx.ModelProto | str | os.PathLike[str]",
+    data: "Data",
+    *,
+    by: "By" = "macs",
+    targets: Sequence[float] = (),
+    measure: bool = False,
+    latency: bool = False,
+    save_moments: str | os.PathLike[str] | None = None,
+    from_moments: str | os.PathLike[str] | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    scale: float | None = None,
+    layout: Any = "auto",
+    resize: tuple[int, int] | None = None,
+    **options: Any,
+) -> "CurveReport":
+    """What every target would cost: the command `thinet-onnx curve` as a function.
+
+    Args:
+        model: a path, or a ModelProto (left as it is).
+        data: calibration data, in any form that `prune` takes.
+        by: what targets count, `macs` or `params`.
+        targets: shares (0..1) that are to remain; a dozen from 0.9 to 0.1 by default.
+        measure: prune for every target, as `prune` does, and measure the error on held-out samples.
+        latency: times too: by single layers, or of cut files with `measure`.
+        save_moments: file for what was learnt of the model; `prune` and `curve` take it with `from_moments`.
+        from_moments: such a file of an earlier run with the same model and data.
+        mean: with `std`, `scale`, `layout` and `resize` for uint8 images (see `data.Preprocess`).
+        std: see `mean`.
+        scale: see `mean`.
+        layout: see `mean`.
+        resize: see `mean`.
+        options: the other fields of `options.PruneOptions`: `scope`, `method`, `samples`, `seed`, `engine`, ….
+
+    Raises:
+        ThinetError: one sentence for people (see `errors`).
+    """
+    from pathlib import Path
+
+    from thinet_onnx import tradeoff
+    from thinet_onnx.curve_result import SHARES, CurveOptions
+    from thinet_onnx.data import Preprocess
+    from thinet_onnx.options import PruneOptions, Storage, Target
+
+    pixels = Preprocess(mean=tuple(mean), std=tuple(std), scale=scale, layout=layout, resize=resize)
+    chosen = PruneOptions(target=Target("latency" if latency else by, 0.5, True), **options)
+    asked = CurveOptions(by, tuple(sorted(targets, reverse=True)) or SHARES, latency, measure)
+    files = (None if path is None else Path(path) for path in (save_moments, from_moments))
+    return tradeoff.curve(model, data, chosen, asked, preprocess=pixels, storage=Storage(None, *files))
 
 
 def inspect(

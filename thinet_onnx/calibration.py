@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from thinet_onnx.batches import Batches
 from thinet_onnx.errors import DataError
 from thinet_onnx.ranks import Ranks
 
@@ -19,6 +20,11 @@ _BLOCKS = 16
 def batched(rows: Sequence[int], size: int) -> list[Sequence[int]]:
     """Rows in batches of so many, the last one of what is left."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def own_rows(ranks: Ranks, rows: Sequence[int], size: int) -> list[int]:
+    """Those that are in this process's share of the batches."""
+    return [row for some in ranks.share(batched(rows, size)) for row in some]
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Numbers:
 
     def block(self, number: int) -> int:
         """The block that a batch is in."""
-        return ((number + 1) * self.blocks - 1) // self.count
+        return min(((number + 1) * self.blocks - 1) // self.count, self.blocks - 1)
 
 
 ONE_BLOCK = Numbers()
@@ -45,24 +51,31 @@ ONE_BLOCK = Numbers()
 class Calibration:
     """What is observed.
 
-    `items` are those of all processes, `own` this one's batches, `numbers` says where they stand, `make` reads any batch. What
-    is drawn at random, and which batches are kept apart to check, goes by these numbers: so it
-    doesn't depend on how many processes there are.
+    `items` are those of all processes, `own` this one's batches, `numbers` says where they stand. What is drawn at random,
+    and which batches are kept apart to check, goes by these numbers: so it doesn't depend on how many processes there are.
     """
 
     ranks: Ranks
     items: int
     numbers: Numbers
-    own: list[Feeds]
-    make: Callable[[int], Feeds]
+    own: Sequence[Feeds]
 
     @classmethod
-    def open(cls, ranks: Ranks, items: int, count: int, make: Callable[[int], Feeds]) -> "Calibration":
-        """Read this process's share.
+    def open(
+        cls, ranks: Ranks, make: Callable[[Sequence[int]], Feeds], rows: Sequence[int], size: int
+    ) -> "Calibration":
+        """This process's share of some samples.
+
+        Args:
+            ranks: the processes.
+            make: feeds of some rows of the data.
+            rows: which rows, in which order.
+            size: samples of a batch.
 
         Raises:
             DataError: there are fewer batches than processes.
         """
+        count = -(-len(rows) // size)
         if count < ranks.count:
             raise DataError(
                 f"The calibration data makes {count} batches for {ranks.count} processes: give more samples, or start no more "
@@ -70,13 +83,9 @@ class Calibration:
             )
         blocks = min(count, max(_BLOCKS, ranks.count))
         mine = ranks.share(range(blocks))
-        rows = range(count * mine[0] // blocks, count * (mine[-1] + 1) // blocks)
-        return cls(ranks, items, Numbers(rows[0], count, blocks), [make(number) for number in rows], make)
-
-    def batch(self, number: int) -> Feeds:
-        """Any batch, read again if it is another process's."""
-        place = number - self.numbers.first
-        return self.own[place] if 0 <= place < len(self.own) else self.make(number)
+        first, end = count * mine[0] // blocks, count * (mine[-1] + 1) // blocks
+        own = Batches(make, rows[first * size : end * size], size)
+        return cls(ranks, len(rows), Numbers(first, count, blocks), own)
 
 
 def check_same(ranks: Ranks, samples: int, model: onnx.ModelProto) -> None:

@@ -4,6 +4,7 @@
 by its output energy, and calls `select` and `reconstruct`.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,20 @@ Array = np.ndarray[Any, Any]
 Doubles = NDArray[np.float64]
 
 RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
-_MANY_COLUMNS = 2304  # from here on a refit is dear, and fewer widths are checked
+_MANY_COLUMNS = 2304  # from here on a refit is dear: ranking goes by units, and fewer widths are checked
+_SOME_COLUMNS = 640  # from here on the ridge is searched for at one width only
+_FEW_STEPS = (4, 6)  # eighths of a group that are taken out then
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on the batches kept apart; infinite: the old weights
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A refit: the columns that stay, the ridge, the weights, and the squared error they leave on the batches kept apart."""
+
+    columns: NDArray[np.bool_]
+    ridge: float
+    matrix: Doubles
+    error: float
 
 
 @dataclass
@@ -34,7 +47,7 @@ class View:
     """One consumer's statistics for each convolution group, the paper's sampled rows, and the share of zeros of its units.
 
     `fit` and `check` are `parts` divided by batches, to see how a fit fares on images it hasn't seen; empty where there
-    are too few batches.
+    are too few batches. `solved` is the refit on `fit` that was found last.
     """
 
     consumer: Consumer
@@ -44,21 +57,29 @@ class View:
     sampled: tuple[Array, Array] | None
     units: Ids
     zeros: Doubles
+    solved: "Solved | None" = None
 
     @classmethod
     def of(cls, watcher: Watcher, *, centred: bool) -> "View":
         """What a watcher has gathered, summed up."""
         units, zeros = watcher.zero_share()
+        consumer, own = watcher.consumer, watcher.own
+        biases = consumer.bias.reshape(len(consumer.matrix), -1)
+        parts, fit, check = list[Statistics](), list[Statistics](), list[Statistics]()
         divided = all(half.count for halves in watcher.moments for half in halves)
-        fit, check = (
-            [halves[place].statistics(centred=centred) for halves in watcher.moments if divided] for place in (0, 1)
-        )
-        for most, rest in watcher.moments:
-            most.merge(rest)
-        parts = [most.statistics(centred=centred) for most, _ in watcher.moments]
-        return cls(
-            watcher.consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros
-        )
+        for (most, rest), matrix, bias in zip(watcher.moments, consumer.matrix, biases, strict=False):
+            both = most.plus(rest) if divided else most if most.count else rest
+            halves = ((fit, most), (check, rest)) if divided else ()
+            for found, sums in ((parts, both), *halves):
+                found.append(
+                    sums.statistics(centred=centred, weights=matrix if own else None, bias=bias if own else None)
+                )
+        watcher.moments.clear()
+        return cls(consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros)
+
+    def slim(self) -> "View":
+        """Only what ranking needs."""
+        return dataclasses.replace(self, fit=[], check=[], solved=None)
 
     @property
     def energy(self) -> float:
@@ -83,6 +104,7 @@ class Chooser:
         self.analysis = analysis
         self.options = options
         self.offsets = unit_offsets(analysis)
+        self.ridges: dict[Consumer, float] = {}
         self.readers: list[list[Consumer]] = [
             [c for c in consumers if self._local(c.keys, index).max(initial=-1) >= 0]
             for index in range(len(analysis.groups))
@@ -120,12 +142,22 @@ class Chooser:
         return select.greedy(matrix)[0]
 
     def _readers(self, group: int, views: Iterable[View]) -> list[select.Reader]:
-        """The layers that read a group, their outputs weighed as the network does and divided by their energy."""
-        return [
-            select.Reader(part.h, p / np.sqrt(view.energy), self._local(view.consumer.keys, group))
-            for view in views
-            for part, _, p in view.weighted()
-        ]
+        """The layers that read a group, their outputs weighed as the network does and divided by their energy.
+
+        Of very wide ones only what one factor for each unit could make up for is looked at: a matrix of units, not columns.
+        """
+        size = self.analysis.groups[group].size
+        readers = []
+        for view in views:
+            keys = self._local(view.consumer.keys, group)
+            for part, w, p in view.weighted():
+                if view.consumer.columns < _MANY_COLUMNS:
+                    readers.append(select.Reader(part.h, p / np.sqrt(view.energy), keys))
+                    continue
+                cross = reconstruct.cross_products(_own(part.h, w, p, keys), w, keys, size) / view.energy
+                m = objective(part.h, w, keys, size) / view.energy
+                readers.append(select.Reader(m, cross[None], np.arange(size)))
+        return readers
 
     def _cross(self, group: int, views: Iterable[View]) -> Doubles:
         """Products of the target, less what other channels contribute, with each unit's partial sum."""
@@ -134,8 +166,7 @@ class Chooser:
         for view in views:
             keys = self._local(view.consumer.keys, group)
             for part, w, p in view.weighted():
-                mine = p - (w * (keys < 0)) @ part.h
-                total += reconstruct.cross_products(mine, w, keys, size) / view.energy
+                total += reconstruct.cross_products(_own(part.h, w, p, keys), w, keys, size) / view.energy
         return total
 
     def objective(self, group: int, views: Iterable[View]) -> Doubles:
@@ -187,17 +218,31 @@ class Chooser:
         return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
 
     def _honesty(self, group: int, views: list[View], order: Ids, error: Doubles) -> Doubles:
-        """By how much the error at each width is larger on images that weren't fitted."""
+        """By how much the error at each width is larger on images that weren't fitted, refitted in full."""
         size = len(order)
-        wide = max(view.consumer.columns for view in views) > _MANY_COLUMNS
-        steps = (4,) if wide else range(1, 8)
-        gone = sorted({min(max(size * step // 8, 1), size) for step in steps})
-        ratios = []
-        for count in gone:
+        most = max(view.consumer.columns for view in views)
+        steps = _FEW_STEPS if most >= _MANY_COLUMNS else range(1, 8)
+        gone = sorted({min(max(size * step // 8, 1), size) for step in steps}, key=lambda count: abs(count - size // 2))
+        ratios: dict[int, float] = {}
+        middle: dict[int, Solved] = {}
+        for count in gone:  # half of the group first, where the ridge is searched for in any case
             kept = {group: np.sort(order[count:])}
-            held = sum(self._ridge(view, self.columns(view.consumer, kept))[1] / view.energy for view in views)
-            ratios.append(held / max(float(error[count - 1]), 1e-12))
-        return np.interp(np.arange(1, size + 1), gone, ratios)
+            held = 0.0
+            for place, view in enumerate(views):
+                columns = self.columns(view.consumer, kept)
+                if most >= _SOME_COLUMNS and place in middle:
+                    found = _held_out(view, _solve(view.fit, view.consumer.matrix, columns, middle[place].ridge))
+                else:
+                    solved = self._ridge(view, columns)
+                    middle.setdefault(place, solved)
+                    found = solved.error
+                held += found / view.energy
+            ratios[count] = held / max(float(error[count - 1]), 1e-12)
+        for place, view in enumerate(views):
+            view.solved = middle[place]
+            self.ridges[view.consumer] = middle[place].ridge
+        counts = sorted(ratios)
+        return np.interp(np.arange(1, size + 1), counts, [ratios[count] for count in counts])
 
     def _weight_sum(self, group: Group) -> Doubles:
         """Sum of absolute weights of the filters that make each unit."""
@@ -229,7 +274,10 @@ class Chooser:
             matrix = consumer.matrix.astype(np.float64) * np.where(consumer.keys >= 0, factors[consumer.keys], 1.0)
             return Rebuilt(consumer, matrix, None, self._left(view, matrix))
         parts = view.fit if only_fit and view.fit else view.parts
-        matrix = _solve(parts, consumer.matrix, columns, self._ridge(view, columns)[0])
+        if only_fit and view.solved is not None and np.array_equal(view.solved.columns, columns):
+            matrix = view.solved.matrix
+        else:
+            matrix = _solve(parts, consumer.matrix, columns, self._ridge_for(view, columns))
         bias = None
         if consumer.can_bias:
             bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(parts, matrix, strict=True)])
@@ -247,23 +295,31 @@ class Chooser:
         """Which columns of a consumer (n) stay when the groups in `kept` keep these units."""
         return self._stays(kept)[consumer.keys]
 
-    def _ridge(self, view: View, columns: NDArray[np.bool_]) -> tuple[float, float]:
-        """The ridge that does best on the batches kept apart, and the squared error that it leaves there."""
+    def _ridge_for(self, view: View, columns: NDArray[np.bool_]) -> float:
+        """The ridge to refit with; of very wide layers the one that served the original."""
         if not view.check:
-            return RIDGE, 0.0
-        errors: dict[int, float] = {}
+            return RIDGE
+        known = self.ridges.get(view.consumer)
+        if known is not None and view.consumer.columns >= _MANY_COLUMNS:
+            return known
+        return self._ridge(view, columns).ridge
+
+    def _ridge(self, view: View, columns: NDArray[np.bool_]) -> Solved:
+        """The ridge that does best on the batches kept apart, and what it leads to."""
+        found: dict[int, Solved] = {}
 
         def error(place: int) -> float:
-            if place not in errors:
+            if place not in found:
                 matrix = _solve(view.fit, view.consumer.matrix, columns, RIDGES[place])
-                errors[place] = _held_out(view, matrix)
-            return errors[place]
+                found[place] = Solved(columns, float(RIDGES[place]), matrix, _held_out(view, matrix))
+            return found[place].error
 
         best = RIDGES.index(RIDGE)
         for step in (1, -1):
             while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
                 best += step
-        return float(RIDGES[best]), error(best)
+        error(best)
+        return found[best]
 
     def _scales(self, view: View, stays: NDArray[np.bool_]) -> Doubles:
         """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""
@@ -298,6 +354,12 @@ class Chooser:
                 error = error + shift**2 - 2 * shift * part.t + 2 * shift * (weights @ part.u)
             total += float(scale**2 @ np.maximum(error, 0))
         return float(np.sqrt(total / view.energy))
+
+
+def _own(h: Doubles, w: Doubles, p: Doubles, keys: Ids) -> Doubles:
+    """Products of the target, less what columns of no unit (key −1) contribute, with every column."""
+    others = np.flatnonzero(keys < 0)
+    return p - w[:, others] @ h[others] if len(others) else p
 
 
 def _solve(parts: list[Statistics], matrices: Array, columns: NDArray[np.bool_], ridge: float) -> Doubles:

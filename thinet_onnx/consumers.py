@@ -25,7 +25,9 @@ class Consumer:
     `matrix` (G, D/G, n) holds the weights of each convolution group, `alpha` included; `bias` (D) is what is added.
     `keys` (n): for each column the unit that it reads, numbered through all groups of channels (`Analysis` order), −1 for
     a channel that stays. `scale` (D): known per-channel factors behind the layer. `other`: the stream that each use's
-    output is added to ("" where there is none, or where it isn't final when the layer is reached).
+    output is added to ("" where there is none, or where it isn't final when the layer is reached). A `plain` layer puts out
+    nothing but these weights times what it reads, plus a bias, in float32; where the bias isn't `bias_known` (it is computed
+    at run time) `bias` is zero.
     """
 
     uses: tuple[Linear, ...]
@@ -36,6 +38,8 @@ class Consumer:
     keys: Ids
     scale: NDArray[np.float64]
     other: list[str] = field(default_factory=list)
+    plain: bool = False
+    bias_known: bool = True
 
     @property
     def layer(self) -> Linear:
@@ -56,6 +60,12 @@ class Consumer:
     def observed(self) -> list[str]:
         """Tensors to look at: inputs of all uses, and the streams they are added to."""
         return [use.x for use in self.uses] + [name for name in self.other if name]
+
+    @property
+    def answered(self) -> list[str]:
+        """Tensors to look at in the original while another network's inputs are seen: outputs, streams they are added to."""
+        own = [use.node.key if self.plain else use.x for use in self.uses]
+        return own + [name for name in self.other if name]
 
     def inverse_scale(self) -> NDArray[np.float32]:
         """1 / scale behind the layer; 0 for channels that are all but switched off there."""
@@ -101,16 +111,29 @@ def describe(analysis: Analysis, uses: list[Linear]) -> Consumer | None:
     if operand is None or operand.dtype.kind != "f":
         return None
     per_group = _keys(analysis, layer)[: layer.in_channels // layer.groups]
+    matrix = weight_matrix(operand, layer.in_axis, layer.groups, layer.window)
     alone = len({use.node.operand(2) for use in uses}) == 1
     return Consumer(
         tuple(uses),
         operand,
-        weight_matrix(operand, layer.in_axis, layer.groups, layer.window) * layer.alpha,
+        matrix if layer.alpha == 1.0 else matrix * layer.alpha,
         _bias(analysis, layer),
         layer.bias is not None and layer.beta == 1.0 and alone,
         np.repeat(per_group, layer.taps),
         follow(graph, layer, analysis.shapes).scale,
+        plain=all(_is_plain(use, operand) for use in uses),
+        bias_known=_folds(analysis, layer),
     )
+
+
+def _folds(analysis: Analysis, layer: Linear) -> bool:
+    """Whether the bias is known before the network runs; so is one that isn't there."""
+    name = layer.node.operand(layer.bias) if layer.bias is not None else ""
+    return not name or analysis.graph.fold(name) is not None
+
+
+def _is_plain(layer: Linear, operand: Array) -> bool:
+    return operand.dtype == np.float32 and layer.node.kind in ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def _keys(analysis: Analysis, layer: Linear) -> Ids:

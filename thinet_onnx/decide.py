@@ -1,29 +1,25 @@
 """How many channels each group keeps: error curves × measured sensitivity of the network's output, against the target."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 
 from thinet_onnx import budget, presets
-from thinet_onnx.calibration import Calibration
-from thinet_onnx.choose import Chooser, View
-from thinet_onnx.consumers import Consumer
+from thinet_onnx.choose import Chooser
 from thinet_onnx.cost import Cost
 from thinet_onnx.errors import OptionError, TargetError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.latency import Bench, Search
-from thinet_onnx.options import Progress, PruneOptions
-from thinet_onnx.ranks import Ranks
+from thinet_onnx.options import Progress, PruneOptions, Target
 from thinet_onnx.result import LatencyTarget, Tradeoff
-from thinet_onnx.trial import Trial
+from thinet_onnx.weigh import Weighed
 
 _LANDING = 0.01  # a target is met when what remains is within this share of the original
 _TRADEOFF_POINTS = 41
-_SHARES = (0.5,)  # of a group that is removed alone, to see how far the output moves; three of them gained nothing
+_UNITS = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -56,65 +52,108 @@ def why_not(analysis: Analysis, group: int, options: PruneOptions) -> str | None
     return None
 
 
-def decide(
-    model: onnx.ModelProto, chooser: Chooser, views: Mapping[Consumer, View], candidates: Sequence[int], data: Calibration,
-    progress: Progress, bench: Bench | None = None,
-) -> Decision:  # fmt: skip
-    """Settle the width of every group.
+def price(chooser: Chooser, candidates: Collection[int], progress: Progress, bench: Bench | None = None) -> Cost:
+    """What a target counts, by the groups' widths; known before the work begins, as is whether it asks for less than there is.
 
     Args:
-        model: the original.
         chooser: with the analysis and the options.
-        views: statistics of the original at every consumer.
         candidates: groups that may shrink.
-        data: calibration batches.
-        progress: told of each group that is weighed.
+        progress: told of each layer that is timed.
+        bench: where times are measured, for a latency target.
+
+    Raises:
+        TargetError: the target is no less than what there is.
+        ModelError: the engine can't run a layer alone, for a latency target.
+    """
+    analysis, target = chooser.analysis, chooser.options.target
+    assert target is not None
+    if bench is not None:
+        bench.share(target)
+        return bench.profile(analysis, candidates, progress)
+    cost = analysis.macs if target.kind == "macs" else analysis.params
+    base = cost.total(analysis.sizes)
+    if (limit := _limit(target, base)) >= base:
+        raise TargetError(
+            f"--target leaves {limit:,.0f} {_UNITS[target.kind]}, no fewer than the {base:,.0f} there are; ask for fewer."
+        )
+    return cost
+
+
+def given(chooser: Chooser, candidates: Collection[int]) -> Decision | None:
+    """The widths where the options say them and nothing has to be weighed; None if there is a target.
+
+    Raises:
+        OptionError: a width or a recipe that doesn't fit the network.
+    """
+    analysis, options = chooser.analysis, chooser.options
+    allowed = choices(chooser, candidates)
+    if options.keep is not None:
+        return Decision(budget.uniform(analysis.sizes, allowed, options.keep), {}, None)
+    if options.widths is not None:
+        return Decision(_given(analysis, options.widths), {}, None)
+    if options.preset == "thinet-conv":
+        return Decision(presets.thinet_conv(analysis, allowed, sorted(candidates)), {}, None)
+    return None
+
+
+def decide(
+    chooser: Chooser, weighed: Weighed, candidates: Collection[int], cost: Cost, progress: Progress, bench: Bench | None = None
+) -> Decision:  # fmt: skip
+    """Settle the width of every group, for a target.
+
+    Args:
+        chooser: with the analysis and the options.
+        weighed: what is known of the groups.
+        candidates: groups that may shrink.
+        cost: what the target counts (see `price`).
+        progress: told of files that are cut and timed.
         bench: where times are measured, for a latency target.
 
     Raises:
         TargetError: the target can't be reached.
-        ModelError: the engine can't run a layer or a cut file, for a latency target.
+        ModelError: the engine can't run a cut file, for a latency target.
     """
-    analysis, options = chooser.analysis, chooser.options
-    sizes = analysis.sizes
-    choices = [_choices(analysis, g, options, g in candidates) for g in range(len(sizes))]
-    if options.keep is not None:
-        return Decision(budget.uniform(sizes, choices, options.keep), {}, None)
-    if options.widths is not None:
-        return Decision(_given(analysis, options.widths), {}, None)
-    if options.preset == "thinet-conv":
-        return Decision(presets.thinet_conv(analysis, choices, candidates), {}, None)
-    assert options.target is not None
+    analysis, target = chooser.analysis, chooser.options.target
+    assert target is not None
+    allowed, curves = choices(chooser, candidates), weighed.curves_of(analysis.sizes)
+    timed = None
     if bench is not None:
-        return _timed(bench, Trial(model, chooser, views, candidates, data), data.ranks, choices, candidates, progress)
-    cost = analysis.macs if options.target.kind == "macs" else analysis.params
-    unit = {"macs": "MACs", "params": "parameters"}[options.target.kind]
+        landing = Search(bench, analysis, allowed, curves, cost).land(target, progress)
+        widths, remark, timed = landing.widths, landing.remark, landing.timed
+    else:
+        widths, remark = fewest(chooser, candidates, curves, cost, target)
+    tradeoff = tradeoff_of(analysis, allowed, curves, cost, widths)
+    return Decision(widths, weighed.sensitivity, remark, weighed.errors, tradeoff, timed)
+
+
+def _limit(target: Target, base: float) -> float:
+    return target.value * (base if target.relative else 1)
+
+
+def fewest(
+    chooser: Chooser, candidates: Collection[int], curves: Sequence[budget.Curve], cost: Cost, target: Target
+) -> tuple[list[int], str | None]:
+    """Widths for a target of MACs or parameters, and a remark where it is missed."""
+    sizes = chooser.analysis.sizes
     base = cost.total(sizes)
-    limit = options.target.value * (base if options.target.relative else 1)
-    if limit >= base:
-        raise TargetError(
-            f"--target leaves {limit:,.0f} {unit}, no fewer than the {base:,.0f} there are; ask for fewer."
-        )
-    trial = Trial(model, chooser, views, candidates, data)
-    curves, sensitivity = _weigh(trial, data.ranks, candidates, progress)
-    widths = budget.allocate(sizes, choices, curves, cost, limit, unit)
-    widths = _land(widths, chooser, candidates, curves, limit, base)
+    limit = _limit(target, base)
+    widths = budget.allocate(sizes, choices(chooser, candidates), curves, cost, limit, _UNITS[target.kind])
+    widths = _land(widths, chooser, candidates, curves, cost, limit)
     missed = (limit - cost.total(widths)) / base
-    remark = None
-    if missed > _LANDING:
-        remark = (
-            f"the widths allowed come no nearer to {options.target} than {cost.total(widths) / base:.1%} of the original "
-            "(a smaller --round-to allows more)"
-        )
-    return Decision(widths, sensitivity, remark, trial.errors, _tradeoff(analysis, choices, curves, cost, widths))
+    if missed <= _LANDING:
+        return widths, None
+    return widths, (
+        f"the widths allowed come no nearer to {target} than {cost.total(widths) / base:.1%} of the original "
+        "(a smaller --round-to allows more)"
+    )
 
 
-def _tradeoff(
-    analysis: Analysis, choices: Sequence[Sequence[int]], curves: Sequence[budget.Curve], cost: Cost, widths: list[int]
+def tradeoff_of(
+    analysis: Analysis, allowed: Sequence[Sequence[int]], curves: Sequence[budget.Curve], cost: Cost, widths: list[int]
 ) -> tuple[Tradeoff, ...]:
     """Points on the way down from the whole network, evenly spaced in cost, and the point chosen; largest first."""
     sizes = analysis.sizes
-    way = list(budget.descent(sizes, choices, curves, cost))
+    way = list(budget.descent(sizes, allowed, curves, cost))
     costs = np.array([cost.total(kept) for kept in way])
     marks = np.linspace(costs[0], costs[-1], _TRADEOFF_POINTS)
     picked = sorted({int(np.abs(costs - mark).argmin()) for mark in marks})
@@ -131,20 +170,6 @@ def _tradeoff(
     return tuple(sorted(points, key=lambda point: -point.macs))
 
 
-def _timed(
-    bench: Bench, trial: Trial, ranks: Ranks, choices: Sequence[Sequence[int]], candidates: Sequence[int], progress: Progress
-) -> Decision:  # fmt: skip
-    """Widths for a latency target, measured."""
-    analysis, target = trial.chooser.analysis, trial.chooser.options.target
-    assert target is not None
-    bench.share(target)  # known to be less than all before the work begins
-    cost = bench.profile(analysis, candidates, progress)
-    curves, sensitivity = _weigh(trial, ranks, candidates, progress)
-    landing = Search(bench, analysis, choices, curves, cost).land(target, progress)
-    tradeoff = _tradeoff(analysis, choices, curves, cost, landing.widths)
-    return Decision(landing.widths, sensitivity, landing.remark, trial.errors, tradeoff, landing.timed)
-
-
 def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
     """Widths by the names of groups."""
     found = {group.name: group for group in analysis.groups}
@@ -159,60 +184,31 @@ def _given(analysis: Analysis, wanted: Mapping[str, int]) -> list[int]:
     return [wanted.get(group.name, group.size) for group in analysis.groups]
 
 
-def _choices(analysis: Analysis, group: int, options: PruneOptions, candidate: bool, finer: int = 1) -> list[int]:
-    """Widths that a group may have, ascending; `finer` divides the step that they are rounded to by default."""
-    entry = analysis.groups[group]
-    if not candidate:
-        return [entry.size]
-    floor = entry.floor if options.drop_branches or options.for_latency else max(entry.floor, 1)
-    return budget.widths(entry.size, floor, options.round_to or max(1, budget.default_step(entry.size) // finer))
+def choices(chooser: Chooser, candidates: Collection[int], finer: int = 1) -> list[list[int]]:
+    """Widths that each group may have, ascending; `finer` divides the step that they are rounded to by default."""
+    analysis, options = chooser.analysis, chooser.options
+    allowed = [[group.size] for group in analysis.groups]
+    for number in candidates:
+        group = analysis.groups[number]
+        floor = group.floor if options.drop_branches or options.for_latency else max(group.floor, 1)
+        step = options.round_to or max(1, budget.default_step(group.size) // finer)
+        allowed[number] = budget.widths(group.size, floor, step)
+    return allowed
 
 
 def _land(
     widths: list[int],
     chooser: Chooser,
-    candidates: Sequence[int],
+    candidates: Collection[int],
     curves: Sequence[budget.Curve],
+    cost: Cost,
     limit: float,
-    base: float,
 ) -> list[int]:
     """Use up what rounding left of the target, with finer widths in as few groups as it takes."""
-    analysis, options = chooser.analysis, chooser.options
-    assert options.target is not None
-    cost = analysis.macs if options.target.kind == "macs" else analysis.params
-    divisor = 2
-    while options.round_to is None and limit - cost.total(widths) > _LANDING * base and divisor <= 8:
-        finer = [_choices(analysis, g, options, g in candidates, divisor) for g in range(len(analysis.sizes))]
+    sizes = chooser.analysis.sizes
+    base, divisor = cost.total(sizes), 2
+    while chooser.options.round_to is None and limit - cost.total(widths) > _LANDING * base and divisor <= 8:
         widths = list(widths)
-        budget.give_back(widths, analysis.sizes, finer, curves, cost, limit)
+        budget.give_back(widths, sizes, choices(chooser, candidates, divisor), curves, cost, limit)
         divisor *= 2
     return widths
-
-
-def _weigh(
-    trial: Trial, ranks: Ranks, candidates: Sequence[int], progress: Progress
-) -> tuple[list[budget.Curve], dict[int, float]]:
-    """Error curves in units of the output: prune each group alone, refit, see how far the output moves."""
-    sizes = trial.chooser.analysis.sizes
-    curves = [budget.Curve(np.zeros(size + 1)) for size in sizes]
-    sensitivity: dict[int, float] = {}
-    progress.start("Weighing the groups", -(-len(candidates) // ranks.count))
-
-    def weigh(group: int) -> tuple[list[int], list[float]]:
-        """Numbers of units that were removed, and how far the output moved for each unit of their error."""
-        error, size = trial.errors[group], sizes[group]
-        floor = trial.chooser.analysis.groups[group].floor
-        gone = sorted({min(max(round(size * share), 1), size - floor) for share in _SHARES})
-        rates = [
-            trial.moved([*sizes[:group], size - count, *sizes[group + 1 :]]) / max(float(error[count]), 1e-12)
-            for count in gone
-        ]
-        progress.advance()
-        return gone, rates
-
-    for group, (gone, rates) in zip(candidates, ranks.map(weigh, candidates), strict=True):
-        error, size = trial.errors[group], sizes[group]
-        curve = error * np.interp(np.arange(size + 1), gone, rates)
-        curves[group] = budget.Curve(np.maximum.accumulate(curve))
-        sensitivity[group] = float(np.median(rates))
-    return curves, sensitivity

@@ -7,6 +7,7 @@
     ├── TargetError    a target that no choice of channels reaches
     ├── NothingToPruneError  the graph holds no channel that could go
     ├── ReportError    the JSON report of an earlier run: missing, not JSON, of another kind
+    ├── StateError     the state or the moments of an earlier run: unreadable, or of a run that asked for something else
     ├── ProcessError   another process of a run under torchrun failed or is gone
     └── OutputError    the result can't be written
 
@@ -41,6 +42,10 @@ class NothingToPruneError(ThinetError):
 
 class ReportError(ThinetError):
     """The report of an earlier run can't be read."""
+
+
+class StateError(ThinetError):
+    """What an earlier run kept can't be read, or belongs to another run."""
 
 
 class ProcessError(ThinetError):

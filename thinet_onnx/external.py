@@ -8,7 +8,7 @@ import atexit
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,9 +92,11 @@ def assign(tensor: TensorProto, value: Array) -> None:
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
 
-def arrays(model: onnx.ModelProto) -> Iterator[tuple[str, Array]]:
-    """The external tensors of a model, mapped."""
-    yield from ((tensor.name, array(tensor)) for tensor in model.graph.initializer if is_external(tensor))
+def arrays(model: onnx.ModelProto, without: Container[str] = ()) -> Iterator[tuple[str, Array]]:
+    """The external tensors of a model, mapped, apart from some."""
+    for tensor in model.graph.initializer:
+        if is_external(tensor) and tensor.name not in without:
+            yield tensor.name, array(tensor)
 
 
 def write(model: onnx.ModelProto, file: Path, location: str) -> None:

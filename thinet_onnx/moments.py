@@ -17,26 +17,34 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 
 _BLOCK = 8192  # rows that are multiplied in float32 before they are added in float64
+_NUMBERS = 8_000_000  # of a block, of few very long rows
+_DENSE = 0.9  # share of columns in use, below which the others are left out of a product
+_WIDE = 2048  # columns, from which on products of weights are taken in float32
 _LARGE = 1e16  # values whose products might not fit float32
 
 
 class Moments:
-    """Running sums for one layer (one convolution group of it)."""
+    """Running sums for one layer (one convolution group of it).
 
-    def __init__(self, columns: int, outputs: int) -> None:
+    Args:
+        columns: n.
+        outputs: D; None where targets follow from the inputs, by the layer's own weights (`statistics`).
+    """
+
+    def __init__(self, columns: int, outputs: int | None) -> None:
         self.count = 0
         self.h = np.zeros((columns, columns))
-        self.p = np.zeros((outputs, columns))
+        self.p = np.zeros((outputs or 0, columns))
         self.u = np.zeros(columns)
-        self.t = np.zeros(outputs)
-        self.t2 = np.zeros(outputs)
+        self.t = np.zeros(outputs or 0)
+        self.t2 = np.zeros(outputs or 0)
         self._waiting: list[tuple[Floats, Floats]] = []
 
-    def add(self, rows: Floats, targets: Floats) -> None:
+    def add(self, rows: Floats, targets: Floats | None = None) -> None:
         """Take in rows (m×n) and their targets (m×D), float32; they are summed up in blocks."""
-        self._waiting.append((rows, targets))
+        self._waiting.append((rows, np.empty((len(rows), 0), np.float32) if targets is None else targets))
         self.count += len(rows)
-        if sum(len(u) for u, _ in self._waiting) >= _BLOCK:
+        if sum(len(u) for u, _ in self._waiting) >= min(_BLOCK, _NUMBERS // len(self.h)):
             self.flush()
 
     def flush(self) -> None:
@@ -47,7 +55,7 @@ class Moments:
         self._waiting.clear()
         for start in range(0, len(rows), _BLOCK):
             u, t = rows[start : start + _BLOCK], targets[start : start + _BLOCK]
-            largest = max(float(np.abs(u).max(initial=0)), float(np.abs(t).max(initial=0)))
+            largest = max(abs(float(f(part, initial=0))) for f in (np.max, np.min) for part in (u, t))
             if largest > _LARGE:
                 u, t = u.astype(np.float64), t.astype(np.float64)
             self.h += u.T @ u
@@ -62,24 +70,63 @@ class Moments:
         for mine, theirs in zip(self.sums(), other.sums(), strict=True):
             np.add(mine, theirs, out=mine)
 
+    def plus(self, other: "Moments") -> "Moments":
+        """The sums of two shards, in new arrays."""
+        both = Moments.__new__(Moments)
+        both.count, both._waiting = self.count + other.count, []
+        both.h, both.p, both.u, both.t, both.t2 = (a + b for a, b in zip(self.sums(), other.sums(), strict=True))
+        return both
+
     def sums(self) -> tuple[Doubles, ...]:
         """The sums themselves, of all rows taken in so far."""
         self.flush()
         return self.h, self.p, self.u, self.t, self.t2
 
-    def statistics(self, *, centred: bool) -> "Statistics":
-        """Means instead of sums; with `centred` about the means of u and t (a bias takes those up)."""
+    def statistics(self, *, centred: bool, weights: Floats | None = None, bias: Doubles | None = None) -> "Statistics":
+        """Means instead of sums, in the same memory (nothing may be added any more).
+
+        Args:
+            centred: about the means of u and t (a bias takes those up).
+            weights: (D×n) the layer's own, where no targets were added: these are W u + b of the very inputs.
+            bias: (D) b, zero if None.
+        """
         if not self.count:
             raise ValueError("no rows were added")
         self.flush()
-        n = self.count
-        h, p, t2 = self.h / n, self.p / n, self.t2 / n
-        u, t = self.u / n, self.t / n
+        n, h, u = self.count, self.h, self.u
+        h /= n
+        u /= n
         if centred:
-            h = h - np.outer(u, u)
-            p = p - np.outer(t, u)
+            _less_outer(h, u)
+        if weights is not None:
+            return _answered(
+                h, u, weights.astype(np.float64), np.zeros(len(weights)) if bias is None else bias, centred
+            )
+        p, t, t2 = self.p, self.t, self.t2
+        p /= n
+        t /= n
+        t2 /= n
+        if centred:
+            p -= np.outer(t, u)
             t2 = np.maximum(t2 - t * t, 0)
         return Statistics(h, p, t2, u, t, centred)
+
+
+def _less_outer(h: Doubles, u: Doubles) -> None:
+    """h − u uᵀ, in place, a few rows at a time."""
+    for start in range(0, len(h), 256):
+        h[start : start + 256] -= np.outer(u[start : start + 256], u)
+
+
+def _answered(h: Doubles, u: Doubles, w: Doubles, bias: Doubles, centred: bool) -> "Statistics":
+    """When the targets are W u + b: P = W H and so on."""
+    p = w @ h
+    energy = np.maximum((p * w).sum(1), 0)
+    mean = w @ u
+    if not centred:
+        energy += 2 * bias * mean + bias**2
+        p += np.outer(bias, u)
+    return Statistics(h, p, energy, u, mean + bias, centred)
 
 
 @dataclass(frozen=True)
@@ -96,16 +143,12 @@ class Statistics:
     def error(self, weights: Floats) -> Doubles:
         """Mean squared error of each output (D) when `weights` (D×n) answer, the best bias included if centred."""
         weights = weights.astype(np.float64, copy=False)
-        error: Doubles = self.energy - 2 * (weights * self.p).sum(1) + ((weights @ self.h) * weights).sum(1)
+        used = np.flatnonzero(weights.any(0))
+        h, p = self.h, self.p
+        if len(used) < _DENSE * len(h):
+            h, p, weights = h[np.ix_(used, used)], p[:, used], weights[:, used]
+        error: Doubles = self.energy - 2 * (weights * p).sum(1) + ((weights @ h) * weights).sum(1)
         return np.maximum(error, 0)
-
-    @classmethod
-    def of_original(cls, moments: Moments, weights: Floats, *, centred: bool) -> "Statistics":
-        """When the targets are W u of the very inputs that were summed up: P = W H and so on (the bias left out)."""
-        bare = moments.statistics(centred=centred)
-        w = weights.astype(np.float64, copy=False)
-        p = w @ bare.h
-        return cls(bare.h, p, np.maximum((p * w).sum(1), 0), bare.u, w @ bare.u, centred)
 
 
 def objective(h: Floats, weights: Floats, keys: NDArray[np.int64], units: int) -> Doubles:
@@ -120,11 +163,12 @@ def objective(h: Floats, weights: Floats, keys: NDArray[np.int64], units: int) -
     Returns:
         M = blocksum((WᵀW) ∘ H), (C×C).
     """
-    weights = weights.astype(np.float64, copy=False)
     columns = np.flatnonzero(keys >= 0)
     columns = columns[np.argsort(keys[columns], kind="stable")]
-    product = (weights[:, columns].T @ weights[:, columns]) * h[np.ix_(columns, columns)]
+    if not np.array_equal(columns, np.arange(len(h))):
+        h, weights = h[np.ix_(columns, columns)], weights[:, columns]
+    weights = weights.astype(np.float64 if len(columns) < _WIDE else np.float32, copy=False)
     found, starts = np.unique(keys[columns], return_index=True)
     result = np.zeros((units, units))
-    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat(product, starts, 0), starts, 1)
+    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat((weights.T @ weights) * h, starts, 0), starts, 1)
     return result

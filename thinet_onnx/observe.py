@@ -4,7 +4,8 @@
 the choice of channels to `select` and `reconstruct`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
 from thinet_onnx.ranks import Ranks
 from thinet_onnx.rules import Linear
-from thinet_onnx.stream import Stream
+from thinet_onnx.stream import MEMORY, Stream
 from thinet_onnx.unfold import count_positions, rows_at, values_at
 
 Array = np.ndarray[Any, Any]
@@ -24,8 +25,10 @@ Tensors = dict[str, Array]
 
 MAX_COLUMNS = 8192  # wider inputs are seen through sampled rows, since n×n moments would not fit
 DRAWS = 10  # of each image for the paper's sampling
-_WORK = 5e11  # multiply-adds that the moments of one layer may cost
-_MOST_ROWS = 131072
+_WORK = 1e10  # multiply-adds that the moments of one layer may cost, where that is rows enough
+_MOST_ROWS = 65536
+_MOST_ANSWERS = 8e6  # numbers that a layer answers at these rows
+_WIDE = 2304  # columns, from which on twice as many rows as columns have to do
 
 
 def is_check(batch: int) -> bool:
@@ -33,9 +36,11 @@ def is_check(batch: int) -> bool:
     return batch % 4 == 3
 
 
-def rows_wanted(columns: int) -> int:
-    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work."""
-    return int(np.clip(_WORK / columns**2, 4 * columns, _MOST_ROWS))
+def rows_wanted(columns: int, outputs: int = 0) -> int:
+    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work and memory."""
+    least = 4 * columns if columns < _WIDE else max(2 * _WIDE, 2 * columns)
+    most = min(_MOST_ROWS, _MOST_ANSWERS / max(outputs, 1))
+    return int(np.clip(_WORK / (columns * (columns / 2 + outputs)), least, max(most, least)))
 
 
 class Watcher:
@@ -48,6 +53,8 @@ class Watcher:
         numbers: where the batches stand among those of all processes.
         moments: gather second moments (for selection by the exact objective, and for reconstruction).
         sampled: gather the paper's sampled rows.
+        own: the targets are the layer's answers to the very inputs that are seen, so that they needn't be looked at.
+        zeros: count zeros (for APoZ).
     """
 
     def __init__(
@@ -59,17 +66,24 @@ class Watcher:
         numbers: Numbers = ONE_BLOCK,
         moments: bool = True,
         sampled: bool = False,
+        own: bool = False,
+        zeros: bool = True,
     ) -> None:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
         self.wide = columns > MAX_COLUMNS
         seen = range(groups if moments and not self.wide else 0)
-        self.moments = [(Moments(columns, outputs), Moments(columns, outputs)) for _ in seen]
-        self._seed, self._numbers, self._batches, self._block = seed, numbers, numbers.first, 0
-        self._per_item = max(1, -(-rows_wanted(columns) // max(items * len(consumer.uses), 1)))
+        self._count_zeros = zeros
+        self.own, answers = own, None if own else outputs
+        self.moments = [(Moments(columns, answers), Moments(columns, answers)) for _ in seen]
+        self._numbers, self._batches, self._block = numbers, numbers.first, 0
+        wanted = rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
+        self._per_item = max(1, -(-wanted // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
         self._answers: list[Array] = []
+        self._seed = seed
+        self._random = np.random.default_rng(seed)
         self._units = np.unique(consumer.keys[consumer.keys >= 0])
         self._zeros = np.zeros(columns * groups)
         self._checking = False
@@ -96,16 +110,20 @@ class Watcher:
         per_item = max(total // max(x.shape[0], 1), 1)
         picks = self._picks(total, per_item, self._per_item)
         rows = rows_at(x, use.x_axis, use.window, picks)
-        self._zeros += (rows == 0).sum(0)
-        self._seen += len(rows)
+        if self._count_zeros:
+            self._zeros += (rows == 0).sum(0)
+            self._seen += len(rows)
         if self.moments:
-            dense = rows if original is pruned else rows_at(original[use.x], use.x_axis, use.window, picks)
-            targets = self._answer(dense)
-            if other and original is not pruned:
-                loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
-                targets += loss * self.consumer.inverse_scale()
+            targets = None
+            if not self.own:
+                targets = self._answer(use, rows if original is pruned else None, original, picks)
+                if other and original is not pruned:
+                    loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
+                    targets += loss * self.consumer.inverse_scale()
             for part, halves in enumerate(self.moments):
-                halves[self._checking].add(self._part(rows, part), self._part(targets, part))
+                halves[self._checking].add(
+                    self._part(rows, part), None if targets is None else self._part(targets, part)
+                )
         if self._sampled:
             picks = self._picks(total, per_item, DRAWS)
             self._sample(rows_at(x, use.x_axis, use.window, picks))
@@ -122,8 +140,12 @@ class Watcher:
         width = rows.shape[1] // self.consumer.matrix.shape[0]
         return rows[:, part * width : (part + 1) * width]
 
-    def _answer(self, rows: Array) -> Array:
-        """The layer's own output for some rows, bias included: (m×D)."""
+    def _answer(self, use: Linear, rows: Array | None, original: Tensors, picks: NDArray[np.int64]) -> Array:
+        """The layer's own output at some positions, bias included: (m×D)."""
+        if self.consumer.plain and use.node.key in original:
+            return np.array(values_at(original[use.node.key], use.y_axis, picks))
+        if rows is None:
+            rows = rows_at(original[use.x], use.x_axis, use.window, picks)
         parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
         return np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
 
@@ -171,15 +193,26 @@ class Watcher:
 
 
 def tour(
-    analysis: Analysis,
-    consumers: Sequence[Consumer],
-    batches: Sequence[Tensors],
-    further: Mapping[Consumer, str] | None = None,
-) -> tuple[Stream, Iterator[tuple[Consumer, Iterator[Tensors]]]]:
-    """A stream that stops at every consumer in turn, and the stops: (consumer, tensors of each batch).
+    analysis: Analysis, stops: Sequence[Sequence[str]], batches: Sequence[Tensors], *, hold: Sequence[int] = (),
+    memory: float = MEMORY,
+) -> tuple[Stream, Iterator[Iterator[Tensors]]]:  # fmt: skip
+    """A stream, and its stops in turn: what each batch shows there.
 
-    Where `further` names another tensor, it is observed too, and the segment can be run `again`.
+    Args:
+        analysis: of the graph.
+        stops: the names of the tensors to observe at each.
+        batches: feeds.
+        hold: stops whose segments are to be run `again`.
+        memory: bytes of activations that the stream may keep in memory.
     """
-    more = further or {}
-    stream = Stream(analysis.graph, batches, [[*c.observed, *((more[c],) if c in more else ())] for c in consumers])
-    return stream, ((consumer, stream.advance(stop, hold=consumer in more)) for stop, consumer in enumerate(consumers))
+    stream = Stream(analysis.graph, batches, stops, memory)
+    return stream, (_ahead(stream.advance(stop, hold=stop in hold)) for stop in range(len(stops)))
+
+
+def _ahead(items: Iterator[Tensors]) -> Iterator[Tensors]:
+    """The same items, each made in another thread while the one before is being looked at."""
+    with ThreadPoolExecutor(1, "thinet-stream") as worker:
+        waiting = worker.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = worker.submit(next, items, None)
+            yield item

@@ -196,6 +196,24 @@ class PruneOptions:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """What a run keeps on disk, and starts from.
+
+    `state` is a folder in which an interrupted run finds how far it got. `save_moments` is a file for what was learnt of the
+    original before widths were chosen, `from_moments` such a file of an earlier run with the same model and data.
+    """
+
+    state: Path | None = None
+    save_moments: Path | None = None
+    from_moments: Path | None = None
+
+    @property
+    def used(self) -> bool:
+        """Whether anything is kept or read."""
+        return any(path is not None for path in (self.state, self.save_moments, self.from_moments))
+
+
+@dataclass(frozen=True)
 class Show:
     """What a report shows of the held-out samples: so many of them, and how their outputs are read.
 

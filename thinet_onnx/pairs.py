@@ -46,7 +46,7 @@ def find(analysis: Analysis, consumers: list[Consumer]) -> dict[Consumer, Pair]:
     weights = [layer.weight for layer in analysis.context.linears]
     pairs = {}
     for consumer in consumers:
-        if not _plain(analysis, consumer.layer, weights) or len(consumer.uses) > 1:
+        if not consumer.plain or not _plain(analysis, consumer.layer, weights) or len(consumer.uses) > 1:
             continue
         chain = _chain(graph, consumer.layer, layers)
         if chain is None:

@@ -1,7 +1,4 @@
-"""From a model and data to a pruned model: the order of the steps, and nothing numeric of its own.
-
-read → analyse → observe the original → weigh the groups → allocate → prune, shallow to deep → cut → verify → report
-"""
+"""From a model and data to a pruned model and what is told of it: read → `run` → measure → write → report."""
 
 import dataclasses
 import os
@@ -9,42 +6,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import examples, external, runtime, summary, surgery, verify
+from thinet_onnx import examples, external, runtime, summary, verify
 from thinet_onnx import graph as graphs
-from thinet_onnx.calibration import Calibration, batched, check_same
-from thinet_onnx.choose import Chooser, Rebuilt, View
-from thinet_onnx.consumers import Consumer, collect
-from thinet_onnx.decide import Decision, decide, why_not
-from thinet_onnx.errors import NothingToPruneError, OptionError
+from thinet_onnx.calibration import batched, check_same
+from thinet_onnx.errors import OptionError
 from thinet_onnx.examine import examine
-from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
+from thinet_onnx.groups import analyse
 from thinet_onnx.joined import join, joined
-from thinet_onnx.labels import Ids
-from thinet_onnx.latency import Bench
-from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.ranks import ALONE, Ranks
-from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size, TuneCurve
-from thinet_onnx.rules import Linear
+from thinet_onnx.ranks import Ranks
+from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size
+from thinet_onnx.run import HELD_OUT, Outcome, Run, one_and_two
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
 from thinet_onnx.stopwatch import Stopwatch
-from thinet_onnx.sweep import Sweep
-from thinet_onnx.temper import Tempered, temper
+
+__all__ = ["HELD_OUT", "PruneResult", "inspect", "open_model", "prune"]
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
-
-_TOLERANCE = {False: 1e-3, True: 5e-2}  # of the oracle: for float32, and where 16 or 8 bits round more
-HELD_OUT = 0.125  # share of the calibration samples that nothing is fitted on
-_BATCH_ELEMENTS = 1_200_000  # input elements of one batch, more or less
-_LEAST_BATCHES = 8  # so that some can be kept apart, to check on what the others fit
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ def inspect(
     """
     setting = open_model(model, shapes or {})
     source = sources.random_source(closed_inputs(setting, shapes or {}), samples=2, seed=0)
-    setting, observed = examine(setting, _one_and_two(source, [0, 1]))
+    setting, observed = examine(setting, one_and_two(source, [0, 1]))
     analysis = analyse(setting.graph, observed)
     return summary.inspection(setting.name, analysis, PruneOptions(keep=0.5, scope=scope), setting.warnings)
 
@@ -92,6 +78,7 @@ def prune(
     progress: Progress | None = None,
     work: "Callable[[Run], Outcome] | None" = None,
     stopwatch: Stopwatch | None = None,
+    storage: Storage | None = None,
     ranks: Ranks | None = None,
 ) -> PruneResult:
     """Prune a model.
@@ -110,6 +97,7 @@ def prune(
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
+        storage: what the run keeps on disk, and starts from; the first process writes and reads it.
         ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
@@ -119,7 +107,7 @@ def prune(
         with joined(join()) as others:
             return prune(
                 model, data, options, preprocess=preprocess, random_data=random_data, test_data=test_data, output=output,
-                show=show, progress=progress, work=work, stopwatch=stopwatch, ranks=others,
+                show=show, progress=progress, work=work, stopwatch=stopwatch, storage=storage, ranks=others,
             )  # fmt: skip
     started = time.perf_counter()
     progress = (progress if ranks.first else None) or Silent()
@@ -134,10 +122,12 @@ def prune(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
     check_same(ranks, len(source), setting.model)
-    run = Run(setting, source, options, preprocess, progress, stopwatch, ranks)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, ranks)
     try:
         result = work(run) if work is not None else run.work()
         report = _report(run, result, test, random_data, output, started, None if random_data else show)
+        if run.kept is not None:
+            run.kept.done()
     finally:
         progress.close()
     return PruneResult(result.model, result.plan, report)
@@ -157,156 +147,14 @@ def _open_data(
     return open_data(data, setting, preprocess, options.samples, options.seed)
 
 
-def _one_and_two(source: sources.Source, rows: list[int]) -> list[Feeds]:
-    """Feeds of one item, and of two where they can run together."""
-    return [source.batch(rows[:count]) for count in ((1, 2) if source.stackable and len(rows) > 1 else (1,))]
-
-
-class Run:
-    """The steps of one run; what one leaves for the next is kept here.
-
-    `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
-    """
-
-    def __init__(
-        self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
-        progress: Progress, stopwatch: Stopwatch | None = None, ranks: Ranks = ALONE,
-    ) -> None:  # fmt: skip
-        self.ranks = ranks
-        self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
-        if len(source) < 2:
-            raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
-        progress.start("Reading", 1)
-        self.fit, self.held = sources.split(source, HELD_OUT, options.seed)
-        item = source.batch(self.fit[:1])
-        elements = max(sum(array.size for array in item.values()), 1)
-        most = min(64, _BATCH_ELEMENTS // elements, len(self.fit) // _LEAST_BATCHES)
-        wanted = max(1, most) if source.stackable else 1
-        self.setting, shapes = examine(setting, _one_and_two(source, self.fit))
-        self.model = runtime.with_open_batch(self.setting.graph, shapes)
-        self.size = ranks.once(
-            lambda: runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
-        )
-        self.analysis = analyse(graphs.Graph(self.model), shapes)
-        self.bench = Bench.open(self.setting, source, options, stopwatch, ranks) if options.for_latency else None
-
-    def batches(self, rows: list[int]) -> list[Feeds]:
-        """Feeds of some samples, in batches: this process's share of them."""
-        return [self.source.batch(some) for some in self.ranks.share(batched(rows, self.size))]
-
-    def calibration(self) -> Calibration:
-        """The batches that are fitted on."""
-        rows = batched(self.fit, self.size)
-        return Calibration.open(self.ranks, len(self.fit), len(rows), lambda number: self.source.batch(rows[number]))
-
-    def settle(self) -> "Settled":
-        """Observe, and decide on widths."""
-        options, analysis = self.options, self.analysis
-        consumers = collect(analysis)
-        chooser = Chooser(analysis, consumers, options)
-        candidates = [
-            g for g in range(len(analysis.groups)) if chooser.readers[g] and why_not(analysis, g, options) is None
-        ]
-        if not candidates:
-            raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
-        data = self.calibration()
-        sweep = Sweep(analysis, consumers, chooser, data, self.progress)
-        views = sweep.survey(candidates)
-        decision = decide(self.model, chooser, views, candidates, data, self.progress, self.bench)
-        return Settled(sweep, views, self.ranks.once(lambda: decision))
-
-    def work(self) -> "Outcome":
-        """Observe, decide, prune, cut, verify."""
-        settled = self.settle()
-        decision = settled.decision
-        kept, rebuilt = settled.sweep.prune(settled.views, decision.widths)
-        plan = make_plan(self.analysis, kept)
-        self.progress.start("Cutting and verifying", 4)
-        tempered = None
-        if self.options.reconstruction != "none":
-            columns = partial(settled.sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.batches(self.held), self.ranks)
-            rebuilt = tempered.rebuilt
-        self.progress.advance()
-        return self._cut(plan, kept, rebuilt, decision, tempered)
-
-    def _cut(
-        self,
-        plan: PrunePlan,
-        kept: list[Ids],
-        rebuilt: list[Rebuilt],
-        decision: Decision,
-        tempered: Tempered | None,
-    ) -> "Outcome":
-        """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
-        model, analysis = self.setting.model, self.analysis
-        check = [self.source.batch([row]) for row in self.held[:4]]
-        bare = surgery.apply(model, plan)
-        error = verify.oracle(model, bare, plan, check)
-        self.progress.advance()
-        lost = loss(analysis, kept)
-        uncut = [refit for entry in rebuilt for refit in entry.refits()]
-        layers = {layer.node.key: layer for layer in analysis.context.linears}
-        left = graphs.Graph(bare)  # a branch that went altogether took its layers along
-        stays = [refit for refit in uncut if refit.node in left.producer or refit.node in left.tensors]
-        cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in stays]
-        pruned = surgery.refit(bare, cut)
-        self.progress.advance()
-        error = max(error, verify.disagreement(surgery.refit(model, uncut), pruned, model, check))
-        if not error <= _TOLERANCE[self.setting.coarse]:
-            raise RuntimeError(
-                f"The cut file differs from the original with zeros in place of the removed channels (by {error:.1e}); "
-                "nothing was written. This is a defect of thinet-onnx; please report it with the model."
-            )
-        if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
-            raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
-        wide = surgery.refit(surgery.apply(self.model, plan), cut)
-        return Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
-
-
-def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:
-    """New weights of the uncut network, in the shape they have once the network is cut."""
-    weight = cut_constant(analysis, lost, layer.weight, refit.weight)
-    bias = refit.bias
-    if bias is not None and layer.out_labels is not None:
-        bias = np.delete(bias, np.flatnonzero(lost(layer.out_labels)))
-    return surgery.Refit(refit.node, refit.weight_operand, weight, refit.bias_operand, bias)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What `Run.settle` ends with: the passes, what they saw of the original, and the widths."""
-
-    sweep: Sweep
-    views: dict[Consumer, View]
-    decision: Decision
-
-
-@dataclass
-class Outcome:
-    """What `Run.work` ends with: the pruned model (and its twin with an open batch), how it was made, the oracle's error.
-
-    `tuned` is the curve of a training that came after.
-    """
-
-    model: onnx.ModelProto
-    twin: onnx.ModelProto
-    plan: PrunePlan
-    rebuilt: list[Rebuilt]
-    decision: Decision
-    oracle_error: float
-    tempered: Tempered | None
-    tuned: TuneCurve | None = None
-
-
 def _report(
     run: Run, outcome: Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
     started: float, show: Show | None,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell: the first process does, with answers from all of them."""
     run.progress.start("Measuring", 3)
-    held = run.batches(run.held)
-    before, after = (run.ranks.gather_first(runtime.outputs(model, held)) for model in (run.model, outcome.twin))
+    answers = run.held_before, runtime.outputs(outcome.twin, run.held_batches)
+    before, after = map(run.ranks.gather_first, answers)
     accuracy = _accuracy(run, outcome.twin, test)
     run.progress.advance()
     return run.ranks.once(

@@ -17,15 +17,15 @@ from thinet_onnx.joint import Joint, Rows, Shape, Weights
 from thinet_onnx.observe import is_check
 from thinet_onnx.pairs import Pair
 from thinet_onnx.ranks import ALONE, Ranks
-from thinet_onnx.unfold import columns, count_positions
 
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
 Bools = NDArray[np.bool_]
 
-_MOST_POSITIONS = 262_144  # that one pair is fitted on
-_MOST_WORK = 1e10  # multiply-adds of one pass of a pair over its positions
-_MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take
+_MOST_POSITIONS = 32_768  # that one pair is fitted on
+_MOST_WORK = 1.25e9  # multiply-adds of one pass of a pair over its positions
+_LEAST_ROWS = 4  # positions for each input column, where there are more but the work would be too much: no joint refit
+_MOST_NUMBERS = 5e7  # float32 values that the unfolded inputs of one pair may take
 _CHUNK = 4e6  # of them that are worked on at a time
 _ROUNDS, _ITERATIONS = 5, 8
 _DAMPING = 1e-2
@@ -57,14 +57,17 @@ class Polisher:
     def add(self, original: Tensors, pruned: Tensors) -> None:
         """Take in one batch of both networks: inputs of both layers, and the stream that the consumer adds to."""
         consumer, layer = self.pair.consumer, self.pair.consumer.layer
-        place, dense, x = is_check(self._batches), original[layer.x], pruned[self.pair.producer.layer.x]
+        place, dense, x = is_check(self._batches), original[layer.node.key], pruned[self.pair.producer.layer.x]
         random, block = np.random.default_rng([self.seed, self._batches]), self.numbers.block(self._batches)
         self._batches += 1
-        positions = max(count_positions((1, *dense.shape[1:]), layer.x_axis, layer.window), 1)
+        positions = max(dense[0].size // layer.out_channels, 1)
         both = (self.pair.producer, consumer)
         numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in both)
         most = min(_MOST_POSITIONS, _MOST_NUMBERS / numbers, _MOST_WORK / sum(c.matrix.size for c in both))
-        share = most / (positions * max(self.items, 1))
+        there = positions * max(self.items, 1)
+        if most < min(there, _LEAST_ROWS * max(c.columns for c in both)):
+            return
+        share = most / there
         chosen = np.flatnonzero(random.random(len(dense)) < share)
         if len(chosen) and len(x) == len(dense):
             other = consumer.other[0]
@@ -75,12 +78,14 @@ class Polisher:
 
     def _target(self, dense: Array, loss: Array | None) -> Array:
         """What the consumer should answer (D, positions): its own output in the original, and what the stream lost."""
-        consumer, layer = self.pair.consumer, self.pair.consumer.layer
-        answer: Array = consumer.matrix[0] @ columns(dense, layer.x_axis, layer.window)
-        answer += consumer.bias.astype(np.float32)[:, None]
+        layer = self.pair.consumer.layer
+        answer: Array = np.moveaxis(dense, layer.y_axis, 0).reshape(layer.out_channels, -1)
         if loss is not None:
-            answer += np.moveaxis(loss, layer.y_axis, 0).reshape(len(answer), -1) * consumer.inverse_scale()[:, None]
-        return answer
+            answer = (
+                answer
+                + np.moveaxis(loss, layer.y_axis, 0).reshape(answer.shape) * self.pair.consumer.inverse_scale()[:, None]
+            )
+        return np.ascontiguousarray(answer, np.float32)
 
     def fit(self, first: Rebuilt, second: Rebuilt, keep_in: Bools, keep: Bools) -> tuple[Rebuilt, Rebuilt] | None:
         """Refit both layers, starting from what they are now.
@@ -193,7 +198,7 @@ class _Between:
         self._session = None
         if pair.chain:
             value = np.zeros((0,) * pair.rank, np.float32)
-            self._session = runtime.session(segment.build(graph, pair.chain, {pair.z: value}, [pair.consumer.layer.x]))
+            self._session = runtime.session(*segment.build(graph, pair.chain, {pair.z: value}, [pair.consumer.layer.x]))
 
     def __call__(self, hidden: Array) -> Array:
         if self._session is None:

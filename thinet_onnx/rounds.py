@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from thinet_onnx import pipeline, runtime, surgery, tuning, verify
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.errors import OptionError
 from thinet_onnx.groups import make_plan
-from thinet_onnx.options import Progress, PruneOptions, Show, Silent
-from thinet_onnx.pipeline import Outcome, PruneResult, Run
+from thinet_onnx.options import Progress, PruneOptions, Show, Silent, Storage
+from thinet_onnx.pipeline import PruneResult
 from thinet_onnx.ranks import Ranks
+from thinet_onnx.run import Outcome, Run
 from thinet_onnx.setting import Data, open_data, open_model
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
 
@@ -48,7 +50,7 @@ def prune(
     model: onnx.ModelProto | str | os.PathLike[str], data: Data, options: PruneOptions, schedule: Schedule, *,
     preprocess: sources.Preprocess | None = None, test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None, show: Show | None = None, progress: Progress | None = None,
-    ranks: Ranks | None = None,
+    storage: Storage | None = None, ranks: Ranks | None = None,
 ) -> PruneResult:  # fmt: skip
     """Prune and fine-tune a model; `pipeline.prune` with training. All of the data trains, `options.samples` calibrate.
 
@@ -62,37 +64,50 @@ def prune(
         output: where to write the result.
         show: which held-out samples the report shows.
         progress: who is told how far the run is.
+        storage: what the run keeps on disk, and starts from; the checkpoints of the training at the end lie in its state, too.
         ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
         ThinetError: see `errors`.
     """
     tuning.need_torch()
+    storage = storage or Storage()
+    if schedule.per_layer and storage.state is not None:
+        raise OptionError(
+            "--state and --finetune-per-layer don't go together: that loop can't go on after an interruption; "
+            "use --finetune-epochs, or leave --state out."
+        )
     setting = open_model(model, options.shapes)
     full = open_data(data, setting, preprocess or sources.Preprocess(), None, options.seed)
     some, rows = sources.sampled(full, options.samples, options.seed)
-    work = partial(_work, trainer=_Trainer(full, rows, schedule, progress or Silent()))
+    work = partial(_work, trainer=_Trainer(full, rows, schedule, progress or Silent(), storage.state))
     return pipeline.prune(
         model, some, options, preprocess=preprocess, test_data=test_data, output=output, show=show, progress=progress,
-        work=work, ranks=ranks,
+        work=work, storage=storage, ranks=ranks,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Trainer:
-    """Data and options of all trainings of a run; `rows` are those of the calibration items in the data."""
+    """Data and options of all trainings of a run; `rows` are those of the calibration items in the data.
+
+    `state` is the folder of the run's state; checkpoints are kept in it.
+    """
 
     data: sources.Source
     rows: list[int]
     schedule: Schedule
     progress: Progress
+    state: Path | None = None
 
     def train(self, student: onnx.ModelProto, run: Run, epochs: int) -> FinetuneResult:
         """Train, on all but what the run holds out."""
         options = dataclasses.replace(self.schedule.options, epochs=epochs)
         held = [self.rows[row] for row in run.held]
+        folder = None if self.state is None else self.state / "training"
         with run.ranks.apart():
-            return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=self.progress)
+            return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=self.progress,
+                                   folder=folder, resume=folder is not None)  # fmt: skip
 
 
 def _work(run: Run, trainer: _Trainer) -> Outcome:

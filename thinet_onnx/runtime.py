@@ -7,7 +7,7 @@ declared shapes of inner tensors and outputs, so that a file exported for batch 
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,17 @@ def version() -> str:
 
 
 def session(
-    model: onnx.ModelProto, *, optimise: bool = True, threads: int = 0, shared: bool = True
-) -> ort.InferenceSession:
+    model: onnx.ModelProto, weights: Mapping[str, Array] | None = None, *, optimise: bool = True, threads: int = 0,
+    shared: bool = True,
+) -> ort.InferenceSession:  # fmt: skip
     """A CPU session; without `optimise` every tensor of the file exists under its name.
 
-    With `threads` 0 it takes all cores, or a share where torchrun started several processes on this machine and all are
-    at work (`shared`).
+    Args:
+        model: what is to run.
+        weights: values of external tensors that are in no file.
+        optimise: let ONNX Runtime change the graph.
+        threads: 0 for all cores, or a share of them if it is `shared`.
+        shared: whether all processes that torchrun started on this machine are at work.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -57,7 +62,8 @@ def session(
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # a tensor is let go as soon as it can be
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     read = {name for node in model.graph.node for name in node.input} | protos.read_in_bodies(model.graph.node)
-    outside = {name: value for name, value in external.arrays(model) if name in read}
+    beside = weights or {}
+    outside = {name: value for name, value in external.arrays(model, without=beside) if name in read} | dict(beside)
     if outside:
         options.add_external_initializers(
             list(outside), [ort.OrtValue.ortvalue_from_numpy(v) for v in outside.values()]
@@ -198,7 +204,7 @@ def outputs(model: onnx.ModelProto, batches: Iterable[Feeds], *, optimise: bool 
 
 
 def latency(
-    models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 4.0
+    models: Sequence[onnx.ModelProto], feeds: Feeds, *, runs: int = 30, seconds: float = 2.5
 ) -> tuple[list[float], int]:
     """Median run time of each model in milliseconds, measured in turn, and the number of runs each.
 

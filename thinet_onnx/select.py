@@ -16,6 +16,7 @@ Order = NDArray[np.int64]
 
 _BLOCK = 4096  # rows multiplied in float32 before they are added in float64
 _ROUNDING = 2e-7  # of such a Gram matrix, relative to two norms; twice the largest seen, and errors don't line up
+_DENSE = 0.8  # share of columns that are left, below which matrices are made smaller
 _WIDE = 384  # columns; from here on backward elimination takes several units at a time
 
 
@@ -174,6 +175,7 @@ class _State:
         self.v: Doubles = np.linalg.inv(np.asarray(reader.h, np.float64) + strength * np.eye(columns))
         self.b: Doubles = reader.p @ self.v
         self._members = [np.flatnonzero(reader.keys == unit) for unit in range(units)]
+        self._stays = np.ones(columns, bool)
 
     def losses(self, alive: Sequence[int]) -> Doubles:
         """What each unit's removal would add; nothing for a unit that isn't read."""
@@ -193,7 +195,18 @@ class _State:
         lost = float(np.einsum("dn,nd->", self.b[:, index], np.linalg.solve(corner, self.b[:, index].T)))
         self.b -= self.b[:, index] @ factor
         self.v -= self.v[:, index] @ factor
+        self._stays[index] = False
+        if self._stays.sum() < _DENSE * len(self._stays):
+            self._compact()
         return max(lost, 0.0)
+
+    def _compact(self) -> None:
+        """Leave out the columns that went: the work falls with the cube of those that stay."""
+        kept = np.flatnonzero(self._stays)
+        self.v, self.b = self.v[np.ix_(kept, kept)], self.b[:, kept]
+        place = np.cumsum(self._stays) - 1
+        self._members = [place[columns] if self._stays[columns].all() else columns[:0] for columns in self._members]
+        self._stays = np.ones(len(kept), bool)
 
 
 def _losses(v: Doubles, b: Doubles, blocks: list[Order]) -> Doubles:

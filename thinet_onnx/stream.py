@@ -6,10 +6,7 @@ stops: a segment is built when the stream gets there. Two streams, of the origin
 advance side by side.
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +14,11 @@ import onnx
 
 from thinet_onnx import runtime, segment
 from thinet_onnx.graph import Graph, Node
+from thinet_onnx.shelf import Kept, Shelf
 
 Array = np.ndarray[Any, Any]
 
-_RAM = 2_000_000_000  # bytes of cached activations that one stream keeps in memory; the rest goes to a file
+MEMORY = 400_000_000  # bytes of cached activations that one stream keeps in memory; the rest goes to files
 
 
 class Stream:
@@ -28,20 +26,26 @@ class Stream:
 
     Args:
         graph: the network.
-        batches: feeds of each batch.
+        batches: feeds of each batch; looked up again whenever a segment reads them.
         stops: for each stop the names of the tensors to observe there.
+        memory: bytes of cached activations that may stay in memory.
     """
 
-    def __init__(self, graph: Graph, batches: Sequence[dict[str, Array]], stops: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        batches: Sequence[dict[str, Array]],
+        stops: Sequence[Sequence[str]],
+        memory: float = MEMORY,
+    ) -> None:
         self._graph = graph
         self._stops = [list(dict.fromkeys(names)) for names in stops]
         self._segments, self._exports = self._partition()
-        self._cache: list[dict[str, Array]] = [dict(feeds) for feeds in batches]
-        self._given = {name for feeds in batches for name in feeds}  # the caller's arrays: not this stream's memory
+        self._batches, self._given = batches, frozenset(batches[0])
+        self._shelf = Shelf(memory)
+        self._cache: list[dict[str, Kept]] = [{} for _ in batches]
         self._replaced: dict[tuple[int, int], Array] = {}
-        self._held: list[dict[str, Array]] = []
-        self._spill: tempfile.TemporaryDirectory[str] | None = None
-        self._bytes = 0
+        self._held: list[dict[str, Kept]] = []
 
     def replace(self, node: Node, operand: int, value: Array) -> None:
         """From the next segment on, this operand of this node is `value`."""
@@ -53,40 +57,67 @@ class Stream:
         With `hold`, what the segment read is kept, so that `again` can run it with other weights.
         """
         nodes, exports = self._segments[stop], self._exports[stop]
-        wanted = list(dict.fromkeys([*exports, *(n for n in self._stops[stop] if n not in self._cache[0])]))
+        known = self._given | self._cache[0].keys()
+        wanted = list(dict.fromkeys([*exports, *(n for n in self._stops[stop] if n not in known)]))
         later = self._needed_after(stop)
-        active = inputs = None
-        if wanted:
-            inputs = self._segment_inputs(nodes)
-            active = runtime.session(self._build(nodes, inputs, wanted))
+        inputs = self._segment_inputs(nodes) if wanted else []
+        active = None
         for index, cache in enumerate(self._cache):
-            fresh: dict[str, Array] = {}
-            if active is not None and inputs is not None:
-                results = runtime.run(active, {name: cache[name] for name in inputs}, wanted)
-                fresh = dict(zip(wanted, results, strict=True))
-            yield {name: fresh[name] if name in fresh else cache[name] for name in self._stops[stop]}
+            there = self._values(index, cache, [*inputs, *(n for n in self._stops[stop] if n not in wanted)])
+            if wanted:
+                if active is None:
+                    active = runtime.session(*self._build(nodes, {name: there[name] for name in inputs}, wanted))
+                results = runtime.run(active, {name: there[name] for name in inputs}, wanted)
+                there |= zip(wanted, results, strict=True)
+            yield {name: there[name] for name in self._stops[stop]}
             if hold:
-                self._held.append({name: cache[name] for name in inputs or ()})
+                self._held.append({name: cache[name] for name in inputs if name in cache})
             for name in [name for name in cache if name not in later]:
                 value = cache.pop(name)
-                if not hold or name not in (inputs or ()):
-                    self._drop(name, value)
+                if not hold or name not in inputs:
+                    value.drop()
             for name in exports:
                 if name in later:
-                    cache[name] = self._keep(fresh[name], f"{stop}-{index}-{len(cache)}")
+                    cache[name] = self._shelf.put(there[name])
+
+    def rest(
+        self, stop: int, replaced: Mapping[tuple[int, int], Array], batches: Sequence[int]
+    ) -> list[dict[str, Array]]:
+        """What the last stop will show of some batches, if other weights are taken from the stop on that was reached last.
+
+        Tensors of the last stop that are there already are left out. Nothing of the stream changes.
+
+        Args:
+            stop: that was reached last.
+            replaced: new operands by node index and place.
+            batches: numbers of batches.
+        """
+        nodes = [node for nodes in self._segments[stop + 1 :] for node in nodes]
+        own = {name for node in nodes for name in node.outputs}
+        wanted = [name for name in self._stops[-1] if name in own]
+        inputs, active, shown = self._segment_inputs(nodes), None, []
+        for index in batches if wanted else ():
+            there = self._values(index, self._cache[index], inputs)
+            if active is None:
+                active = runtime.session(
+                    *segment.build(self._graph, nodes, there, wanted, {**self._replaced, **replaced})
+                )
+            shown.append(dict(zip(wanted, runtime.run(active, there, wanted), strict=True)))
+        return shown or [{} for _ in batches]
 
     def again(self, stop: int) -> None:
         """Run the segment of the stop that was reached last, and held, once more with the weights of now."""
         nodes, exports = self._segments[stop], self._exports[stop]
         inputs = self._segment_inputs(nodes)
-        if exports:
-            held = self._held[0]
-            active = runtime.session(
-                segment.build(self._graph, nodes, {name: held[name] for name in inputs}, exports, self._replaced)
-            )
-            for cache, held in zip(self._cache, self._held, strict=True):
-                for name, value in zip(exports, runtime.run(active, held, exports), strict=True):
-                    cache[name][...] = value
+        active = None
+        for index, (cache, held) in enumerate(zip(self._cache, self._held, strict=True)):
+            if not exports:
+                break
+            there = self._values(index, held, inputs)
+            if active is None:
+                active = runtime.session(*self._build(nodes, there, exports))
+            for name, value in zip(exports, runtime.run(active, there, exports), strict=True):
+                cache[name].set(value)
         self.release()
 
     def release(self) -> None:
@@ -94,14 +125,19 @@ class Stream:
         for cache, held in zip(self._cache, self._held, strict=False):
             for name, value in held.items():
                 if name not in cache:
-                    self._drop(name, value)
+                    value.drop()
         self._held = []
 
     def close(self) -> None:
         """Drop the cache."""
         self._cache = [{} for _ in self._cache]
-        if self._spill is not None:
-            self._spill.cleanup()
+        self._held = []
+        self._shelf.close()
+
+    def _values(self, index: int, cache: dict[str, Kept], names: Sequence[str]) -> dict[str, Array]:
+        """Tensors of one batch that are there already: its feeds, and what is cached."""
+        given = self._batches[index] if self._given.intersection(names) else {}
+        return {name: given[name] if name in self._given else cache[name].get() for name in names}
 
     def _partition(self) -> tuple[list[list[Node]], list[list[str]]]:
         """The nodes that each stop adds, and the tensors that later stops need of them."""
@@ -135,27 +171,8 @@ class Stream:
         used = dict.fromkeys(name for node in nodes for name in (*node.inputs, *sorted(node.captured)) if name)
         return [name for name in used if name not in own and name not in self._graph.derived]
 
-    def _build(self, nodes: list[Node], inputs: list[str], wanted: list[str]) -> onnx.ModelProto:
-        """The model of one segment, its cached inputs open in every size."""
-        values = {name: self._cache[0][name] for name in inputs}
-        return segment.build(self._graph, nodes, values, wanted, self._replaced)
-
-    def _drop(self, name: str, value: Array) -> None:
-        if name in self._given:
-            return
-        if isinstance(value, np.memmap):
-            with contextlib.suppress(OSError):  # Windows keeps a mapped file; `close` gets rid of it
-                Path(str(value.filename)).unlink()
-        else:
-            self._bytes -= value.nbytes
-
-    def _keep(self, value: Array, name: str) -> Array:
-        self._bytes += value.nbytes
-        if self._bytes <= _RAM or not value.nbytes:
-            return value
-        self._bytes -= value.nbytes
-        if self._spill is None:
-            self._spill = tempfile.TemporaryDirectory(prefix="thinet-")
-        file = np.memmap(Path(self._spill.name) / name, value.dtype, "w+", shape=value.shape)
-        file[...] = value
-        return file
+    def _build(
+        self, nodes: list[Node], inputs: dict[str, Array], wanted: list[str]
+    ) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """The model of one segment, what it reads open in every size."""
+        return segment.build(self._graph, nodes, inputs, wanted, self._replaced)

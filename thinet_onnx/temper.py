@@ -37,6 +37,7 @@ def temper(
     rebuilt: Sequence[Rebuilt],
     columns: Callable[[Consumer], Array],
     batches: Sequence[dict[str, Array]],
+    before: list[list[Array]],
     ranks: Ranks = ALONE,
 ) -> Tempered:
     """Go as far to the new weights as the outputs on some batches allow.
@@ -46,9 +47,9 @@ def temper(
         rebuilt: new weights.
         columns: which columns (n) of a layer's weights stay.
         batches: samples that nothing was fitted on; this process's, of several.
+        before: what the original answers to them.
         ranks: the processes.
     """
-    before = runtime.outputs(model, batches)
 
     def error(share: float) -> float:
         moved = [refit for entry in rebuilt for refit in _moved(entry, columns(entry.consumer), share).refits()]

@@ -1,14 +1,16 @@
-"""Widths tried out: cut groups, refit what reads them, run, and see how far the output moves.
+"""Groups tried out alone: cut one, refit what reads it, run, and see how far the output moves.
 
-Picks and refits come from what was seen of the original, so a trial needs no pass over the layers. That is right for groups
-cut alone; for whole plans it isn't, since refitting layer by layer makes up for much of what a trial sees.
+Picks and refits come from what was seen of the original. That is right for groups cut alone; for whole plans it isn't, since
+refitting layer by layer makes up for much of what a trial sees.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from thinet_onnx import runtime, surgery, verify
 from thinet_onnx.calibration import Calibration
@@ -17,53 +19,87 @@ from thinet_onnx.consumers import Consumer
 from thinet_onnx.observe import is_check
 from thinet_onnx.surgery import Refit
 
-Feeds = dict[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+Answers = list[list[Array]]
+Run = Callable[[list[Refit], Sequence[int]], Answers]
+"""The graph's outputs with some weights replaced, for some of this process's calibration batches."""
 
 _MOST_IMAGES, _LEAST_IMAGES = 256, 8
+_SHARES = (0.5,)  # of a group that is removed
+_FAR = 1e6  # stands for a distance that isn't a number
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One group cut alone: the squared relative `errors` of its readers when 0, 1, … of its units are gone, and how far the
+    output `moved` when so many were (KL divergence or relative error)."""
+
+    errors: NDArray[np.float64]
+    moved: dict[int, float]
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """For each number of units that were taken out: how far the output moves for one unit of error."""
+        return {gone: moved / max(float(self.errors[gone]), 1e-12) for gone, moved in self.moved.items()}
 
 
 class Trial:
-    """The original, what was seen of it, and a few batches that nothing is fitted on.
+    """The original, and a few batches that nothing is fitted on.
 
-    `orders` and `errors`: for each candidate group the order of removal and the error of its consumers at every width.
-    Of several processes each tries groups of its own on all of these batches: weights are refitted and sessions opened for
-    every trial, which takes longer than the few images.
+    Of several processes the first one ranks and refits, each runs the batches that it has, and distances are added up.
+
+    Args:
+        model: the original, with an open batch.
+        chooser: ranks and refits.
+        candidates: how many groups will be tried; the more there are, the fewer batches each is tried on.
+        data: calibration batches.
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        chooser: Chooser,
-        views: Mapping[Consumer, View],
-        candidates: Sequence[int],
-        data: Calibration,
-    ) -> None:
-        self.model, self.chooser, self.views = model, chooser, views
+    def __init__(self, model: onnx.ModelProto, chooser: Chooser, candidates: int, data: Calibration) -> None:
+        self._model, self._chooser, self._data = model, chooser, data
         first = next(iter(data.own[0].values()))
-        batch = max(first.shape[0] if first.ndim else 1, 1)
-        images = np.clip(2 * data.numbers.count * batch // max(len(candidates), 1), _LEAST_IMAGES, _MOST_IMAGES)
-        apart = [n for n in range(data.numbers.count) if is_check(n)] or list(range(data.numbers.count))
-        self.feeds = [data.batch(number) for number in apart[: max(1, -(-int(images) // batch))]]
-        self.reference = runtime.outputs(model, self.feeds)
-        curves = data.ranks.map(lambda group: chooser.curve(group, views), candidates)
-        self.orders = {group: order for group, (order, _) in zip(candidates, curves, strict=True)}
-        self.errors = {group: error for group, (_, error) in zip(candidates, curves, strict=True)}
-        self._known: dict[tuple[Consumer, tuple[int, ...]], list[Refit]] = {}
+        batch, count = max(first.shape[0] if first.ndim else 1, 1), data.numbers.count
+        images = np.clip(count * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
+        apart = [number for number in range(count) if is_check(number)] or list(range(count))
+        wanted = min(max(1, -(-int(images) // batch)), len(apart))
+        spread = (apart[len(apart) * place // wanted] - data.numbers.first for place in range(wanted))
+        self._batches = [place for place in spread if 0 <= place < len(data.own)]
+        self._reference: Answers | None = None
 
-    def moved(self, widths: Sequence[int]) -> float:
-        """How far the output moves when group g keeps `widths[g]` units: KL divergence or relative error."""
-        sizes = self.chooser.analysis.sizes
-        cut = [group for group in self.orders if widths[group] < sizes[group]]
-        readers = dict.fromkeys(c for group in cut for c in self.chooser.readers[group] if c in self.views)
-        refits = [refit for consumer in readers for refit in self._refits(consumer, cut, widths)]
-        moved = verify.distance(self.reference, runtime.outputs(surgery.refit(self.model, refits), self.feeds))
-        return moved if np.isfinite(moved) else 1e6
+    @property
+    def reference(self) -> Answers:
+        """What the original answers to this process's batches."""
+        if self._reference is None:
+            self._reference = self._whole([], self._batches)
+        return self._reference
 
-    def _refits(self, consumer: Consumer, cut: Sequence[int], widths: Sequence[int]) -> list[Refit]:
-        sizes = self.chooser.analysis.sizes
-        mine = [group for group in cut if consumer in self.chooser.readers[group]]
-        key = consumer, tuple(value for group in mine for value in (group, widths[group]))
-        if key not in self._known:
-            kept = {group: np.sort(self.orders[group][sizes[group] - widths[group] :]) for group in mine}
-            self._known[key] = self.chooser.rebuild(self.views[consumer], kept, only_fit=True).refits()
-        return self._known[key]
+    def one(self, group: int, views: Mapping[Consumer, View], run: Run | None = None) -> Tried:
+        """Try a group.
+
+        Args:
+            group: its number.
+            views: of the layers that read it.
+            run: answers for new weights; the whole network is run if None.
+        """
+        ranks, moved = self._data.ranks, {}
+        errors, cuts = ranks.once(lambda: self._cuts(group, views))
+        for gone, refits in cuts.items():
+            answers = (run or self._whole)(refits, self._batches)
+            far = verify.distance(self.reference, answers, len(self._model.graph.output), ranks)
+            moved[gone] = far if np.isfinite(far) else _FAR
+        return Tried(errors, moved)
+
+    def _cuts(self, group: int, views: Mapping[Consumer, View]) -> tuple[NDArray[np.float64], dict[int, list[Refit]]]:
+        """A group's errors at every width, and for some numbers of units gone the new weights of its readers."""
+        order, errors = self._chooser.curve(group, views)
+        entry = self._chooser.analysis.groups[group]
+        readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
+        cuts = {}
+        for gone in sorted({min(max(round(entry.size * share), 1), entry.size - entry.floor) for share in _SHARES}):
+            kept = {group: np.sort(order[gone:])}
+            cuts[gone] = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
+        return errors, cuts
+
+    def _whole(self, refits: list[Refit], batches: Sequence[int]) -> Answers:
+        return runtime.outputs(surgery.refit(self._model, refits), (self._data.own[place] for place in batches))

@@ -104,11 +104,24 @@ def rows_at(x: Floats, axis: int, window: Window, picks: NDArray[np.int64]) -> F
     """
     if not window.kernel:
         return np.ascontiguousarray(np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])[picks], np.float32)
-    view = windows(x.astype(np.float32, copy=False), window)
-    rank = len(window.kernel)
-    view = np.moveaxis(view, 1, 1 + rank)
-    chosen = view[np.unravel_index(picks, view.shape[: 1 + rank])]
-    return chosen.reshape(len(picks), -1)
+    if window.transposed:
+        x, window = _spread(x, window), _plain(window)
+    sizes = tuple(size + sum(pads) for size, pads in zip(x.shape[2:], window.pads, strict=True))
+    wide = np.zeros((len(x), *sizes, x.shape[1]), np.float32)  # padded, channels last
+    inner = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], window.pads, strict=True))
+    wide[(slice(None), *inner)] = np.moveaxis(x, 1, -1)
+    last = wide.reshape(-1, x.shape[1])
+    image, *place = np.unravel_index(picks, (len(x), *_positions(sizes, window)))
+    first = image
+    for size, stride, index in zip(sizes, window.strides, place, strict=True):
+        first = first * size + index * stride
+    rows = np.empty((len(picks), x.shape[1], int(np.prod(window.kernel))), np.float32)
+    for number, tap in enumerate(np.ndindex(window.kernel)):
+        offset = 0
+        for size, dilation, t in zip(sizes, window.dilations, tap, strict=True):
+            offset = offset * size + t * dilation
+        rows[:, :, number] = last.take(first + offset, 0)
+    return rows.reshape(len(picks), -1)
 
 
 def columns(x: Floats, axis: int, window: Window) -> Floats:
@@ -184,7 +197,7 @@ def weight_matrix(weight: Floats, in_axis: int, groups: int, window: Window) -> 
     Returns:
         (groups, outputs of a group, inputs of a group · taps), float32.
     """
-    matrix = weight.astype(np.float32)
+    matrix = weight.astype(np.float32, copy=False)
     if in_axis == 0 and window.transposed:
         matrix = matrix.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).swapaxes(1, 2)
         matrix = np.flip(matrix, tuple(range(-len(window.kernel), 0)))

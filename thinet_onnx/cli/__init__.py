@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from thinet_onnx._version import __version__
-from thinet_onnx.cli import bench, finetune, inspect, prune, report, verify
+from thinet_onnx.cli import bench, curve, finetune, inspect, prune, report, verify
 from thinet_onnx.cli.shared import ARGUMENTS
 
 
@@ -60,6 +60,7 @@ def _root(
 
 for _command, _example in (
     (prune.prune, prune.EXAMPLE),
+    (curve.curve, curve.EXAMPLE),
     (finetune.finetune, finetune.EXAMPLE),
     (verify.verify, verify.EXAMPLE),
     (bench.bench, bench.EXAMPLE),

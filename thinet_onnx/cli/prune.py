@@ -11,12 +11,14 @@ from thinet_onnx.cli.shared import (
     EXAMPLE_DATA,
     HOW,
     REPORT,
+    STORE,
     TIME,
     TRAIN,
     WHAT,
     Classes,
     Data,
     Debug,
+    FromMoments,
     Json,
     Layouts,
     Mean,
@@ -26,6 +28,7 @@ from thinet_onnx.cli.shared import (
     Quiet,
     Resize,
     Samples,
+    SaveMoments,
     Scale,
     Scopes,
     Shapes,
@@ -103,6 +106,11 @@ def prune(
         list[str] | None,
         option(TRAIN, "OPTION=VALUE", "How, as finetune has it: learning-rate=1e-4; repeatable.", default="its own"),
     ] = None,
+    state: Annotated[
+        Path | None, option(STORE, "DIR", "Keep how far the run is; the same command goes on after an interruption.")
+    ] = None,
+    save_moments: SaveMoments = None,
+    from_moments: FromMoments = None,
     test_data: Annotated[
         str | None, option(REPORT, "PATH", "Data with labels: show accuracy before and after.")
     ] = None,
@@ -153,12 +161,15 @@ def prune(
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
+        storage = ranks.once(lambda: shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output}))
+        inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if ranks.first:
             _check_outputs(output, json_file, report_file, inputs)
 
         with shared.watched(quiet or not ranks.first) as progress:
             common: dict[str, Any] = {
                 "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "ranks": ranks,
+                "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
             }  # fmt: skip
             if schedule is None:

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from thinet_onnx import report
 from thinet_onnx.cli.bars import Bars
-from thinet_onnx.errors import OptionError, OutputError, ThinetError
+from thinet_onnx.errors import OptionError, OutputError, StateError, ThinetError
 from thinet_onnx.joined import join
-from thinet_onnx.options import Progress, Scope, Silent
+from thinet_onnx.options import Progress, Scope, Silent, Storage
 from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import Inspection, Report, Result, TuneReport
 
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())  # that the program was called with
 EXAMPLE_DATA = "--data models/fashion_calibration.npz --mean 0.286 --std 0.353"
 
-DATA, PIXELS, WHAT, TIME, HOW, TRAIN, REPORT = (
+DATA, PIXELS, WHAT, TIME, HOW, TRAIN, STORE, REPORT = (
     "Calibration data",
     "Images (folders, and arrays of uint8): (pixel × scale − mean) / std",
     "What to remove",
     "Where latency is measured (for --target latency)",
     "How to remove it",
     "Fine-tuning (needs PyTorch)",
+    "Long runs, and several of them",
     "Checking and reporting",
 )
 
@@ -65,6 +66,10 @@ Quiet = Annotated[bool, option(REPORT, "", "Print errors only.", "--quiet", "-q"
 Scopes = Annotated[Scope, option(WHAT, "inner|all", "all: the channels of residual streams too.", "--scope")]
 Json = Annotated[Path | None, option(REPORT, "FILE", "Write a JSON report: all that is shown, and more.", "--json")]
 Page = Annotated[Path | None, option(REPORT, "FILE", "Write a report to look at: one HTML file.", "--report")]
+SaveMoments = Annotated[Path | None, option(STORE, "FILE", "Keep what was learnt of MODEL: no target matters to it.")]
+FromMoments = Annotated[
+    Path | None, option(STORE, "FILE", "Start from that of an earlier run, and learn nothing anew.")
+]
 Task = Annotated[
     str,
     option(REPORT, "auto|detect", "How the report shows outputs: detect draws boxes; also detect:cxcywh, detect:yxyx."),
@@ -181,6 +186,23 @@ def check_output(name: str, path: Path, others: Mapping[str, str | Path | None])
         if other is not None and _same_file(path, Path(other)):
             raise OutputError(f"{name} and {other_name} are the same file, {path}: write to another one.")
     report.check_writable(path)
+
+
+def storage(
+    state: Path | None, save_moments: Path | None, from_moments: Path | None, others: Mapping[str, str | Path | None]
+) -> Storage:
+    """What a run keeps, from the options of that name; raises OutputError, OptionError and StateError."""
+    if from_moments is not None and not from_moments.is_file():
+        raise StateError(f"--from-moments {from_moments}: there is no such file; make one with --save-moments.")
+    if save_moments is not None:
+        check_output("--save-moments", save_moments, {**others, "--from-moments": from_moments})
+        if save_moments.exists() and save_moments.suffix != ".npz":
+            raise OutputError(
+                f"--save-moments {save_moments} is there and is no .npz file: it is not overwritten, name another one."
+            )
+    if state is not None and state.exists() and not state.is_dir():
+        raise OutputError(f"--state {state} is a file: name a folder.")
+    return Storage(state, save_moments, from_moments)
 
 
 def _same_file(one: Path, other: Path) -> bool:

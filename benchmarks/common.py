@@ -1,4 +1,4 @@
-"""What the benchmarks share: work in a child process of its own, with one thread, a time limit and a memory limit.
+"""What the benchmarks share: work in a child process of its own, with so many threads, a time limit and a memory limit.
 
 A child starts from nothing (`spawn`), so that what one file leaves behind never counts for the next, and so that a crash,
 a hang or a file that eats the memory ends that child and no more.
@@ -11,7 +11,8 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,26 @@ class ChildError(Exception):
         self.kind = kind
 
 
-def in_child(function: Callable[..., Any], *arguments: Any, seconds: float, memory: float = 8 * GIB) -> Any:
-    """What a module's function returns in a fresh process with one thread.
+def in_child(
+    function: Callable[..., Any], *arguments: Any, seconds: float, memory: float = 8 * GIB, threads: int = 1
+) -> Any:
+    """What a module's function returns in a fresh process.
 
     Args:
         function: a function of a module, by which the child finds it.
         arguments: what it takes; pickled, like the result.
         seconds: the child is killed when it takes longer.
         memory: bytes of data it may hold.
+        threads: of NumPy and ONNX Runtime; 0 leaves them to their own choice.
 
     Raises:
         ChildError: it raised (`kind` is the class of the exception), was killed, or took too long.
     """
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(theirs, memory, function, arguments), daemon=True)
-    child.start()
+    child = context.Process(target=_answer, args=(theirs, memory, threads, function, arguments), daemon=True)
+    with _threads_of_children(threads):
+        child.start()
     theirs.close()
     try:
         if not mine.poll(seconds):
@@ -70,10 +74,29 @@ def in_child(function: Callable[..., Any], *arguments: Any, seconds: float, memo
     return answer
 
 
-def _answer(pipe: Connection, memory: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+@contextmanager
+def _threads_of_children(threads: int) -> Iterator[None]:
+    """Processes that start meanwhile have this many threads for linear algebra (0: as many as this one would)."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    if threads:
+        os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _answer(
+    pipe: Connection, memory: float, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     """The child's life: limits, the work, the answer."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    _one_thread()
+    if threads:  # ONNX Runtime takes every core unless each session is told otherwise
+        runtime.session = functools.partial(runtime.session, threads=threads)  # type: ignore[assignment]
     try:
         pipe.send((None, function(*arguments)))
     except BrokenPipeError:  # the parent has been ended
@@ -84,11 +107,6 @@ def _answer(pipe: Connection, memory: float, function: Callable[..., Any], argum
         pipe.send((type(error).__name__, " ".join(str(error).split()) + place))
     finally:
         pipe.close()
-
-
-def _one_thread() -> None:
-    """ONNX Runtime takes every core unless each session is told otherwise."""
-    runtime.session = functools.partial(runtime.session, threads=1)  # type: ignore[assignment]
 
 
 class Meter:
@@ -109,6 +127,11 @@ class Meter:
         self.seconds = time.process_time() - self._started
         self.total = _peak(self._fresh)
         self.more = max(self.total - self._base, 0)
+
+
+def peak() -> int:
+    """The most that was resident at once in this process since it began, in bytes, as the system says."""
+    return _peak(_STATUS.exists())
 
 
 def _reset_peak() -> bool:

@@ -1,7 +1,8 @@
 """Torch-Pruning on an ONNX file: a torch module with the file's weights, pruned by `BasePruner`, and back to ONNX.
 
-Only the CIFAR ResNets with padded shortcuts (He et al., 2016, option A) have a module here; that it answers as the file does is
-checked before it is used. In the `inner` scope the layers that the residual streams couple are ignored.
+Only the CIFAR ResNets with padded shortcuts (He et al., 2016, option A) and ResNet-50 without BatchNorm have a module
+(`peers_modules.py`); that it answers as the file does is checked before it is used. In the `inner` scope the layers that the
+residual streams couple are ignored.
 """
 
 import copy
@@ -9,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 import torch_pruning as tp
 from onnx import numpy_helper
 from peers import Outcome, Problem, UnavailableError, search
+from peers_modules import Network, module_for
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
@@ -28,68 +29,28 @@ from thinet_onnx import runtime
 
 _STEPS = 5  # of iterative pruning
 _SAME = 1e-4  # how far the module may be from the file, relative to the largest answer
-_BATCH = 128
+_BATCH, _ELEMENTS = 128, 1_200_000  # images run together, and elements of their pixels, at most
 _OPSET = 17
-
-
-class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut that is sliced and padded where the size changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.pad = stride, (outputs - inputs) // 2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, H, W) → (N, outputs, H / stride, W / stride)."""
-        y = functional.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        shortcut = x if self.stride == 1 else functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-        return functional.relu(y + shortcut)
-
-
-class CifarResNet(nn.Module):
-    """ResNet-(6n+2) for 32×32 images: n blocks each of 16, 32 and 64 channels."""
-
-    def __init__(self, blocks: int, classes: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1)
-        self.bn1 = nn.BatchNorm2d(16)
-        widths = [16, *(width for width in (16, 32, 64) for _ in range(blocks))]
-        pairs = pairwise(widths)
-        self.blocks = nn.Sequential(*(Block(a, b, 1 if a == b else 2) for a, b in pairs))
-        self.linear = nn.Linear(64, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, 32, 32) → scores (N, classes)."""
-        x = self.blocks(functional.relu(self.bn1(self.conv1(x))))
-        return self.linear(torch.flatten(functional.avg_pool2d(x, 8), 1))
-
-    def pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Every convolution with its BatchNorm, in the order they run."""
-        inner = [pair for b in self.blocks for pair in ((b.conv1, b.bn1), (b.conv2, b.bn2))]
-        return [(self.conv1, self.bn1), *inner]
-
-    def streams(self) -> list[nn.Module]:
-        """Layers whose outputs are added into a residual stream."""
-        return [self.conv1, *(block.conv2 for block in self.blocks)]
 
 
 @dataclass(frozen=True)
 class Twin:
     """The module, the calibration images (N, 3, H, W) with their classes (N,), and the names of the file's ends."""
 
-    module: CifarResNet
+    module: Network
     images: torch.Tensor
     classes: torch.Tensor
     ends: tuple[str, str]
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Images and classes, in order."""
-        return zip(self.images.split(_BATCH), self.classes.split(_BATCH), strict=True)
+        size = size or _together(self.images)
+        return zip(self.images.split(size), self.classes.split(size), strict=True)
+
+
+def _together(images: torch.Tensor) -> int:
+    """How many images are run together."""
+    return max(1, min(_BATCH, _ELEMENTS // images[0].numel()))
 
 
 def prune(problem: Problem, importance: str, *, pooled: bool, iterative: bool, renormalise: bool) -> Outcome:
@@ -99,9 +60,11 @@ def prune(problem: Problem, importance: str, *, pooled: bool, iterative: bool, r
         UnavailableError: the file has no module here.
     """
     twin = problem.once("twin", lambda: load(problem))
+    if renormalise and not twin.module.pairs():
+        raise UnavailableError("the network has no BatchNorm whose statistics could be measured anew")
     how = (importance, pooled, _STEPS if iterative else 1, problem.scope)
 
-    def run() -> tuple[CifarResNet, float, float]:
+    def run() -> tuple[Network, float, float]:
         whole = _macs(twin.module, twin.images[:1])
         steps = _Steps(problem, twin, *how)
         ratio = search(lambda r: _macs(steps.cut(r), twin.images[:1]) / whole, problem.share)
@@ -116,6 +79,15 @@ def prune(problem: Problem, importance: str, *, pooled: bool, iterative: bool, r
         _renormalise(pruned, twin)
     seconds += time.perf_counter() - started
     return Outcome(_export(pruned, twin), seconds, f"ratio {ratio:.3f}")
+
+
+def scoring(problem: Problem, importance: str) -> float:
+    """Seconds that the peer takes to score all groups once, the network and the images being in torch already.
+
+    Raises:
+        UnavailableError: the file has no module here.
+    """
+    return _Steps(problem, load(problem), importance, True, 1, problem.scope).scoring()
 
 
 def load(problem: Problem) -> Twin:
@@ -133,24 +105,15 @@ def load(problem: Problem) -> Twin:
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     pads = sum(node.op_type == "Pad" for node in graph.node)
     dense = [node for node in graph.node if node.op_type == "Gemm"]
-    if len(convolutions) % 6 != 1 or pads != 2 or len(dense) != 1:
-        raise UnavailableError(
-            "Torch-Pruning takes a torch module, and there is one only for CIFAR ResNets with padding"
-        )
-    weight, bias = (values[name] for name in dense[0].input[1:3])
-    module = CifarResNet(len(convolutions) // 6, len(bias)).eval()
+    outputs = len(values[dense[0].input[2]]) if dense else 0
+    module = module_for(len(convolutions), pads, len(dense), outputs)
     norms = {node.input[0]: node for node in graph.node if node.op_type == "BatchNormalization"}
-    with torch.no_grad():
-        module.linear.weight.copy_(weight)
-        module.linear.bias.copy_(bias)
-        for (conv, norm), node in zip(module.pairs(), convolutions, strict=True):
-            conv.weight.copy_(values[node.input[1]])
-            conv.bias.copy_(values.get(node.input[2], torch.zeros(conv.out_channels)))
-            if (old := norms.get(node.output[0])) is not None:
-                norm.eps = next(a.f for a in old.attribute if a.name == "epsilon")
-                targets = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-                for target, name in zip(targets, old.input[1:5], strict=True):
-                    target.copy_(values[name])
+    if module is None or (norms and not module.pairs()):
+        raise UnavailableError(
+            "Torch-Pruning takes a torch module, and there is one only for CIFAR ResNets with padding and for ResNet-50 "
+            "without BatchNorm"
+        )
+    _fill(module.eval(), values, convolutions, dense[0], norms)
     rows = range(len(problem.calibration))
     (images,) = problem.calibration.batch(rows).values()
     tensor = torch.from_numpy(images)
@@ -158,10 +121,29 @@ def load(problem: Problem) -> Twin:
         _put_norms_back(module, tensor)
     classes = problem.calibration.labels
     with torch.no_grad():
-        scores = torch.cat([module(part) for part in tensor.split(_BATCH)])
+        scores = torch.cat([module(part) for part in tensor.split(_together(tensor))])
     labels = scores.argmax(1) if classes is None else torch.from_numpy(classes)
     _compare(model, problem, scores.numpy())
     return Twin(module, tensor, labels, (graph.input[0].name, graph.output[0].name))
+
+
+def _fill(
+    module: Network, values: dict[str, torch.Tensor], convolutions: list[onnx.NodeProto], dense: onnx.NodeProto,
+    norms: dict[str, onnx.NodeProto],
+) -> None:  # fmt: skip
+    """Give the module the file's weights; `norms` are the BatchNormalization nodes by what they read."""
+    with torch.no_grad():
+        module.linear.weight.copy_(values[dense.input[1]])
+        module.linear.bias.copy_(values[dense.input[2]])
+        for conv, node in zip(module.convolutions(), convolutions, strict=True):
+            conv.weight.copy_(values[node.input[1]])
+            conv.bias.copy_(values.get(node.input[2], torch.zeros(conv.out_channels)))
+        for (_, norm), node in zip(module.pairs(), convolutions, strict=False):
+            if (old := norms.get(node.output[0])) is not None:
+                norm.eps = next(a.f for a in old.attribute if a.name == "epsilon")
+                targets = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+                for target, name in zip(targets, old.input[1:5], strict=True):
+                    target.copy_(values[name])
 
 
 def _compare(model: onnx.ModelProto, problem: Problem, scores: Any) -> None:
@@ -172,7 +154,7 @@ def _compare(model: onnx.ModelProto, problem: Problem, scores: Any) -> None:
         raise UnavailableError(f"the torch module's answers are {gap:.1e} away from the file's")
 
 
-def _put_norms_back(module: CifarResNet, images: torch.Tensor) -> None:
+def _put_norms_back(module: Network, images: torch.Tensor) -> None:
     """BatchNorms that change nothing, with the statistics of what goes into them."""
     for _, norm in module.pairs():  # so that the next line finds true inputs at every depth
         norm.running_mean.zero_()
@@ -184,7 +166,7 @@ def _put_norms_back(module: CifarResNet, images: torch.Tensor) -> None:
             norm.bias.copy_(norm.running_mean)
 
 
-def _statistics(module: CifarResNet, images: torch.Tensor) -> None:
+def _statistics(module: Network, images: torch.Tensor) -> None:
     """Set every BatchNorm's mean and variance to those of its inputs, the network itself running as it is."""
     sums: dict[nn.BatchNorm2d, list[torch.Tensor]] = {}
 
@@ -195,7 +177,7 @@ def _statistics(module: CifarResNet, images: torch.Tensor) -> None:
 
     hooks = [norm.register_forward_pre_hook(note) for _, norm in module.pairs()]
     with torch.no_grad():
-        for part in images.split(_BATCH):
+        for part in images.split(_together(images)):
             module(part)
     for hook in hooks:
         hook.remove()
@@ -205,7 +187,7 @@ def _statistics(module: CifarResNet, images: torch.Tensor) -> None:
         norm.running_var.copy_(second / count - (first / count).square())
 
 
-def _renormalise(module: CifarResNet, twin: Twin) -> None:
+def _renormalise(module: Network, twin: Twin) -> None:
     """BatchNorm statistics anew: one pass in training mode, averaged over all batches."""
     for _, norm in module.pairs():
         norm.reset_running_stats()
@@ -225,22 +207,38 @@ class _Steps:
         self.pooled, self.steps, self.scope = pooled, steps, scope
         self.once_seconds = 0.0  # of what `cut` takes from memory
 
-    def cut(self, ratio: float) -> CifarResNet:
+    def cut(self, ratio: float) -> Network:
         """A copy of the network without `ratio` of the channels that may go."""
-        module, twin = copy.deepcopy(self.twin.module), self.twin
-        kept = [module.linear, *(module.streams() if self.scope == "inner" else [])]
-        pruner = tp.pruner.BasePruner(
-            module, twin.images[:1], importance=_importance(self.importance), global_pruning=self.pooled, pruning_ratio=ratio,
-            iterative_steps=self.steps, ignored_layers=kept,
-            in_channel_groups={}, out_channel_groups={}, num_heads={},  # its defaults are shared by all pruners
-        )  # fmt: skip
+        module = copy.deepcopy(self.twin.module)
+        pruner = self._pruner(module, ratio)
         for step in range(self.steps):
             if self.importance in _GRADIENTS:
                 self._fill_gradients(module, first=step == 0)
             pruner.step()
         return module.eval()
 
-    def _fill_gradients(self, module: CifarResNet, *, first: bool) -> None:
+    def scoring(self) -> float:
+        """Seconds to score every group that may be cut, once: gradients, where the importance takes them, and scores."""
+        module = copy.deepcopy(self.twin.module)
+        pruner, score = self._pruner(module, 0.5), _importance(self.importance)
+        started = time.perf_counter()
+        if self.importance in _GRADIENTS:
+            self._fill_gradients(module, first=True)
+        for group in pruner.DG.get_all_groups(self._kept(module), [nn.Conv2d, nn.Linear]):
+            score(group)
+        return time.perf_counter() - started
+
+    def _kept(self, module: Network) -> list[nn.Module]:
+        return [module.linear, *(module.streams() if self.scope == "inner" else [])]
+
+    def _pruner(self, module: Network, ratio: float) -> tp.pruner.BasePruner:
+        return tp.pruner.BasePruner(
+            module, self.twin.images[:1], importance=_importance(self.importance), global_pruning=self.pooled,
+            pruning_ratio=ratio, iterative_steps=self.steps, ignored_layers=self._kept(module),
+            in_channel_groups={}, out_channel_groups={}, num_heads={},  # its defaults are shared by all pruners
+        )  # fmt: skip
+
+    def _fill_gradients(self, module: Network, *, first: bool) -> None:
         """Gradients of the loss on the calibration images; those of the uncut network are computed once."""
         if first:
             found, self.once_seconds = self.problem.once(("gradients", self.importance), lambda: self._measured(module))
@@ -249,7 +247,7 @@ class _Steps:
         for name, parameter in module.named_parameters():
             parameter.grad = found[name].clone()
 
-    def _measured(self, module: CifarResNet) -> tuple[dict[str, torch.Tensor], float]:
+    def _measured(self, module: Network) -> tuple[dict[str, torch.Tensor], float]:
         started = time.perf_counter()
         return _GRADIENTS[self.importance](module, self.twin), time.perf_counter() - started
 
@@ -264,7 +262,7 @@ def _importance(name: str) -> tp.importance.Importance:
     }[name]()
 
 
-def _mean_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tensor]:
+def _mean_gradients(module: Network, twin: Twin) -> dict[str, torch.Tensor]:
     """Of the mean cross-entropy, for Taylor importance."""
     module.zero_grad()
     for images, classes in twin.batches():
@@ -272,7 +270,7 @@ def _mean_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
 
 
-def _squared_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tensor]:
+def _squared_gradients(module: Network, twin: Twin) -> dict[str, torch.Tensor]:
     """The mean over images of each one's squared gradient, for Hessian importance.
 
     Its own `accumulate_grad` in 1.6 keeps the last image alone (it looks names up in a dict whose keys are parameters).
@@ -286,7 +284,7 @@ def _squared_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tenso
 
     each = vmap(grad(one), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for images, classes in zip(twin.images.split(_BATCH // 4), twin.classes.split(_BATCH // 4), strict=True):
+    for images, classes in twin.batches(max(1, _together(twin.images) // 4)):  # each image has gradients of its own
         for name, value in each(parameters, images, classes).items():
             total[name] += value.square().sum(0) / len(twin.images)
     return total
@@ -295,7 +293,7 @@ def _squared_gradients(module: CifarResNet, twin: Twin) -> dict[str, torch.Tenso
 _GRADIENTS = {"taylor": _mean_gradients, "hessian": _squared_gradients}
 
 
-def _macs(module: CifarResNet, image: torch.Tensor) -> int:
+def _macs(module: Network, image: torch.Tensor) -> int:
     """Multiply-accumulates of convolutions and the fully connected layer for one image."""
     found = []
 
@@ -312,7 +310,7 @@ def _macs(module: CifarResNet, image: torch.Tensor) -> int:
     return sum(found)
 
 
-def _export(module: CifarResNet, twin: Twin) -> onnx.ModelProto:
+def _export(module: Network, twin: Twin) -> onnx.ModelProto:
     """The module as an ONNX file with the original's names of input and output and an open batch."""
     first, last = twin.ends
     with TemporaryDirectory() as folder, warnings.catch_warnings():

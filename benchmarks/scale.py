@@ -1,6 +1,6 @@
 """Prune a model in one process and in several, one thread each: time, bytes that processes exchange, memory.
 
-    python benchmarks/scale.py MODEL DATA [--samples N] [--processes 1 2] [--keep 0.5] [--mean X] [--std X] [--json FILE]
+    python benchmarks/scale.py MODEL DATA [--samples N] [--processes 1 2] [--target macs=50%] [--mean X] [--std X] [--json FILE]
 
 The processes are started as torchrun starts them, on this machine. It has to be quiet, with a core for each process.
 """
@@ -27,7 +27,7 @@ from thinet_onnx import observe, pipeline, polish
 from thinet_onnx.data import Preprocess
 from thinet_onnx.joined import join, joined
 from thinet_onnx.machine import machine
-from thinet_onnx.options import Progress, PruneOptions
+from thinet_onnx.options import Progress, PruneOptions, Target
 from thinet_onnx.ranks import Ranks
 
 _ONE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -58,7 +58,7 @@ def worker(arguments: argparse.Namespace) -> None:
     common._one_thread()
     ranks, clock = join(), Clock()
     layers = _metered(ranks)
-    options = PruneOptions(keep=arguments.keep, samples=arguments.samples)
+    options = PruneOptions(target=Target.parse(arguments.target), samples=arguments.samples)
     pixels = Preprocess(mean=tuple(arguments.mean), std=tuple(arguments.std))
     started = time.perf_counter()
     with joined(ranks):
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--samples", type=int)
-    parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--target", default="macs=50%")
     parser.add_argument("--mean", type=float, nargs="*", default=[])
     parser.add_argument("--std", type=float, nargs="*", default=[])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -345,6 +346,20 @@ def test_the_module_is_the_command_and_its_help_loads_nothing_heavy() -> None:
     code = f"import sys; from thinet_onnx import __main__; print({heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("given", "left"), [(None, "1"), ("0", "0")])
+def test_the_telemetry_of_onnx_runtime_is_off_unless_it_is_wanted(tmp_path: Path, given: str | None, left: str) -> None:
+    """With it ONNX Runtime would make a file in the folder for temporary ones, and start a thread that reports."""
+    others = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = others | {"TMPDIR": str(tmp_path)} | ({} if given is None else {"ORT_DISABLE_TELEMETRY": given})
+    module = "thinet_onnx" if given else "thinet_onnx.runtime"  # nothing is loaded that would report
+    code = f"import os, {module}; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == left
+    assert list(tmp_path.iterdir()) == []
 
 
 class Terminal(io.StringIO):

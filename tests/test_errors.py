@@ -14,13 +14,13 @@ import pytest
 import small_models
 from onnx import TensorProto, helper
 from PIL import Image
+from refusals import listing, names, run, sentence
 from small_models import Net
 from typer.testing import CliRunner
 
 from thinet_onnx import cli, graph, report
 from thinet_onnx.errors import ModelError
 
-PREFIX = "thinet-onnx: error: "
 SHAPE = (3, 8, 8)
 
 
@@ -123,11 +123,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    files = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
-
-
 @pytest.fixture
 def here(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder to work in; nothing in it may have changed at the end."""
@@ -137,33 +132,6 @@ def here(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     after = listing(shelf)
     assert after.keys() == before.keys()
     assert {name: value for name, value in after.items() if value != before[name] and Path(name).is_file()} == {}
-
-
-def sentence(code: int, out: str, err: str) -> str:
-    """The message of a command that failed as it should."""
-    assert code == 2, (code, out, err)
-    assert out == ""
-    assert err.endswith("\n")
-    (line,) = err.splitlines()
-    assert line.startswith(PREFIX)
-    message = line.removeprefix(PREFIX)
-    assert message == message.strip()
-    assert message.endswith(".")
-    assert len(message) < 500
-    assert "Traceback" not in message
-    return message
-
-
-def run(*arguments: str) -> str:
-    """The message of a command, run in this process; what is no ThinetError comes through as it is."""
-    outcome = CliRunner().invoke(cli.app, arguments)
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return sentence(outcome.exit_code, outcome.stdout, outcome.stderr)
-
-
-def names(message: str, *words: str) -> bool:
-    return all(word in message for word in words)
 
 
 BROKEN = [

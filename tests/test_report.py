@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -250,6 +249,9 @@ def test_json_that_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeypatc
 
 
 def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(OutputError, match="no permission"):
-        report.check_writable(tmp_path / "report.json")
+    def refuse(**_: object) -> None:  # root may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(report.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputError, match="can't be written: Permission denied"):
+        report.check_writable(tmp_path / "result.json")

@@ -93,7 +93,7 @@ def test_what_is_no_report_is_refused(text: str, complaint: str, tmp_path: Path)
 def test_files_that_cant_be_read(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="No such file"):
         restore.load_report(tmp_path / "missing.json")
-    with pytest.raises(ReportError, match="Is a directory"):
+    with pytest.raises(ReportError, match="it is a folder"):
         restore.load_report(tmp_path)
     (tmp_path / "r.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ReportError, match="is no JSON"):

@@ -369,10 +369,10 @@ def test_external_data_round_trip(tmp_path: Path) -> None:
     again = graphs.load(target)
     assert verify.oracle(b.model(), again, plan, [b.feed()]) <= 1e-5
     assert runtime.outputs(again, [b.feed()])[0][0].shape == (1, 5, 8, 8)
-    assert graphs.on_disk(target)[1] == ".data"
+    assert [file.name for file in graphs.data_files(target)] == [f"{target.name}.data"]
     inline = tmp_path / "inline.onnx"
     graphs.save(again, inline)
-    assert graphs.on_disk(inline)[1] is None
+    assert graphs.data_files(inline) == []
     assert not (tmp_path / "inline.onnx.data").exists()
     assert verify.oracle(b.model(), graphs.load(inline), plan, [b.feed()]) <= 1e-5
 

@@ -187,8 +187,10 @@ def other_input_shape(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def unknown_type(model: onnx.ModelProto) -> None:
-    model.graph.initializer[0].data_type = 99
+def other_sizes(model: onnx.ModelProto) -> None:
+    """A size is declared for an inner tensor that it can't have."""
+    name = model.graph.node[0].output[0]
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 99, 8, 8]))
 
 
 def unknown_operator(model: onnx.ModelProto) -> None:
@@ -231,7 +233,7 @@ def wants_eight(model: onnx.ModelProto) -> None:
         (other_output, "inputs and outputs", "its outputs are other, the original's v"),
         (other_input_shape, "inputs and outputs", "input 'x' is FLOAT (1,3,8,8), the original's FLOAT (?,3,8,8)"),
         (unknown_operator, "loads in ONNX Runtime", "Konv"),
-        (unknown_type, "shape inference", "data type 99"),
+        (other_sizes, "shape inference", "99"),
         (one_item_only, "runs at batch 2", "can't run the model on these inputs"),
         (mixed_items, "runs at batch 8", "the answers differ from those to the items alone"),
         (wants_eight, "runs on the data", "can't run the model on these inputs"),

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from thinet_onnx.torch_twin import Twin
     from thinet_onnx.training.options import FinetuneResult
 
+# From 1.29 on ONNX Runtime's official builds report names and hashes of models to their maker, and leave a file in the folder
+# for temporary ones, unless this is set before they are loaded. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __all__ = [
     "DataError",
     "ModelError",

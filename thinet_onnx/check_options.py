@@ -17,6 +17,7 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 DEFAULT_RUNS, DEFAULT_SECONDS = 500, 10.0
+MOST_THREADS = 1024
 
 
 def parse_batches(texts: list[str]) -> tuple[int, ...]:
@@ -25,7 +26,7 @@ def parse_batches(texts: list[str]) -> tuple[int, ...]:
     Raises OptionError for anything but whole numbers above 0.
     """
     parts = [part for text in texts for part in re.split("[, ]+", text.strip())]
-    if not all(re.fullmatch("[1-9][0-9]*", part) for part in parts):
+    if not all(re.fullmatch("[1-9][0-9]{0,8}", part) for part in parts):
         raise OptionError(f"--batch {' '.join(texts)!r} is not understood: write sizes such as 1,16.")
     return tuple(dict.fromkeys(map(int, parts)))
 
@@ -38,6 +39,18 @@ def parse_engines(option: str, texts: list[str]) -> tuple[EngineName, ...]:
     names = tuple(dict.fromkeys(part.strip() for text in texts for part in text.split(",")))
     _check_names(option, names, ENGINES)
     return names  # type: ignore[return-value]
+
+
+def check_seed(seed: int) -> None:
+    """Raise OptionError for a seed that not every generator takes."""
+    if not 0 <= seed < 1 << 63:
+        raise OptionError(f"--seed {seed}: it must be 0 or more, and below 2⁶³.")
+
+
+def check_threads(threads: int) -> None:
+    """Raise OptionError for a number of threads that no engine could start."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise OptionError(f"--threads {threads}: it must be between 0 and {MOST_THREADS:,}.")
 
 
 def _check_names(option: str, names: tuple[str, ...], choices: tuple[str, ...]) -> None:
@@ -84,7 +97,8 @@ class BenchOptions:
     def __post_init__(self) -> None:
         _check_names("engine", self.engines, ENGINES)
         _check_names("precision", (self.precision,), PRECISIONS)
-        _check_above("threads", self.threads, 0)
+        check_threads(self.threads)
+        check_seed(self.seed)
         _check_above("runs", self.runs, 1)
         _check_above("seconds", self.seconds, 0.01)
         _check_above("samples", self.samples, 1)
@@ -117,10 +131,14 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         _check_names("for", self.engines, ENGINES)
         _check_names("precision", (self.precision,), PRECISIONS)
-        _check_above("threads", self.threads, 0)
+        check_threads(self.threads)
+        check_seed(self.seed)
         _check_above("max-error", self.max_error, 0)
         _check_above("tolerance", self.tolerance, 0)
         _check_share("min-agreement", self.min_agreement)
+        for option, given in (("--precision", self.precision != "fp32"), ("--tolerance", self.tolerance is not None)):
+            if given and not self.engines:
+                raise OptionError(f"{option} is about the engine that the file will run in; say which one, with --for.")
         _check_above("samples", self.samples, 1)
         for size in self.batches:
             _check_above("batch", size, 1)

@@ -6,8 +6,6 @@ batch by batch. Arrays stay as they were given (uint8 stays uint8) until `Source
 
 import itertools
 import os
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thinet_onnx import images, script
+from thinet_onnx import arrays, images, script
 from thinet_onnx.errors import DataError, OptionError
-from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Preprocess, check_labels, first_line
+from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Preprocess, check_labels
 
 __all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "sampled", "split"]
 
 _KINDS = f"a folder of images, .npy, .npz or {script.FORM}"
 _PLAIN = Preprocess()
+_MOST_FEEDS, _MOST_BYTES = 1_000_000, 16 << 30  # of a function, all of which is kept; what gives more has no end
 
 _Feed = Mapping[str, images.Column]
 _Index = Sequence[tuple[int, int | None]]  # of items: the feed's number, and the row in it or None for the whole feed
@@ -97,12 +96,12 @@ def open_source(
     if ".py:" in text or text.endswith(".py"):
         with closing(script.feeds(text)) as feeds:
             source = _from_feeds(feeds, inputs, preprocess, text)
-    elif not Path(text).exists():
+    elif not os.path.exists(text):  # noqa: PTH110  Path.exists fails on names that are too long
         raise DataError(f"{text} doesn't exist: give {_KINDS}.")
     elif Path(text).is_dir():
         source = _from_folder(Path(text), inputs, preprocess)
     elif Path(text).suffix.lower() in (".npy", ".npz"):
-        source = _from_table(_read_arrays(text, inputs), inputs, preprocess, text)
+        source = _from_table(arrays.read(text, inputs), inputs, preprocess, text)
     else:
         raise DataError(f"{text} is of no known kind: give {_KINDS}.")
     return sampled(source, samples, seed)[0]
@@ -137,9 +136,11 @@ def random_source(inputs: Sequence[InputSpec], *, samples: int, seed: int) -> So
     """Make up data: standard normal for float inputs, 0..9 for integers, booleans of both kinds; dynamic axes 0 are 1.
 
     An item depends on `seed` and its number only. Raises DataError if another axis is dynamic, OptionError if
-    `samples` is below 1.
+    `samples` is below 1 or beyond a million.
     """
     _check_request(inputs, samples)
+    if samples > _MOST_FEEDS:
+        raise OptionError(f"--samples {samples}: {_MOST_FEEDS:,} are the most that are made up; take fewer.")
     for spec in inputs:
         if None in spec.shape[1:]:
             raise DataError(f"Random data needs every size of input {spec}: pass --shape.")
@@ -281,27 +282,6 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Preproce
     )
 
 
-def _read_arrays(path: str, inputs: Sequence[InputSpec]) -> dict[str, Array]:
-    """Load the arrays of a .npy or .npz file; never a pickle."""
-    where = path
-    try:
-        # Opened here, because NumPy leaves a broken .npz open.
-        with Path(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {images.only_input(inputs, path).name: loaded}
-            # Before the arrays are read: a file that doesn't fit may be large.
-            images.match_keys(loaded.files, inputs, path)
-            arrays = {}
-            for key in loaded.files:
-                where = f"{path}: array {key!r}"
-                arrays[key] = loaded[key]
-            return arrays
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = "no array, or Python objects, which are never loaded" if "pickle" in str(error) else first_line(error)
-        raise DataError(f"{where} can't be read ({reason}): save numbers with numpy.save or numpy.savez.") from error
-
-
 def _from_table(
     table: Mapping[str, Any], inputs: Sequence[InputSpec], preprocess: Preprocess, origin: str, labels: Any = None
 ) -> Source:
@@ -324,12 +304,18 @@ def _from_feeds(
 ) -> Source:
     """Take dicts one by one; their rows are the items if every array of a dict has as many, else the dicts are."""
     feeds, own_labels = [], []
+    held = 0
     for number, given in enumerate(dicts, 1):
         where = f"{origin}, feed {number}"
+        if number > _MOST_FEEDS or held > _MOST_BYTES:
+            raise DataError(
+                f"{where}: {held:,} bytes so far and no end in sight: let it yield fewer, and come to an end."
+            )
         if not isinstance(given, Mapping):
             raise DataError(f"{where} is of type {type(given).__name__}: give dicts of {{input name: array}}.")
         # A copy, because a generator may fill the same array again for its next feed.
         feed, feed_labels = images.columns(given, inputs, preprocess, where, copy=True)
+        held += sum(np.asarray(array).nbytes for array in given.values())
         feeds.append(feed)
         own_labels.append(feed_labels)
     if not feeds:

@@ -24,7 +24,10 @@ def examine(setting: Setting, feeds: Sequence[Feeds]) -> tuple[Setting, dict[str
     Raises:
         ModelError: ONNX Runtime can't run it.
     """
-    shapes = [runtime.observed_shapes(setting.graph, feeds[0])]
+    try:
+        shapes = [runtime.observed_shapes(setting.graph, feeds[0])]
+    except ModelError as error:
+        raise ModelError(f"{setting.name}: {error}") from error
     model = shuffle.unroll(setting.model, shapes)
     if model is setting.model:
         return setting, shapes[0]

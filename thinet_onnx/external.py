@@ -6,6 +6,8 @@ into memory when they are asked for; what is cut or refitted goes to a temporary
 
 import atexit
 import itertools
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Container, Iterator
@@ -15,6 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from thinet_onnx import protos
 
 Array = np.ndarray[Any, Any]
 
@@ -37,28 +41,64 @@ def entries(tensor: TensorProto) -> dict[str, str]:
 
 def size(model: onnx.ModelProto) -> int:
     """Bytes of a model with the data it has outside."""
-    return int(model.ByteSize()) + sum(_length(t) for t in model.graph.initializer if is_external(t))
+    return int(model.ByteSize()) + sum(protos.data_bytes(t) for t in model.graph.initializer if is_external(t))
 
 
-def pin(model: onnx.ModelProto, folder: Path) -> None:
-    """Make the locations of external tensors absolute.
+def attach(model: onnx.ModelProto, folder: Path) -> None:
+    """Read the external data of a model, or check it and note where it is if the model is larger than `LARGEST`.
+
+    Args:
+        model: as it was read, and sound; changed in place.
+        folder: where the .onnx file is. Nothing outside of it is ever opened.
 
     Raises:
-        ValueError: one is not a path inside `folder`, or its file is missing or too short.
+        ValueError: a location isn't a path inside `folder`, or its file is missing or too short; OSError.
     """
-    for tensor in model.graph.initializer:
-        if not is_external(tensor):
+    outside = [tensor for tensor in protos.tensors(model) if is_external(tensor)]
+    places = [_located(tensor, folder.resolve()) for tensor in outside]
+    large = model.ByteSize() + sum(map(protos.data_bytes, outside)) > LARGEST
+    mapped = {tensor.name for tensor in model.graph.initializer if large and _is_mappable(tensor)}
+    for tensor, (file, offset) in zip(outside, places, strict=True):
+        length = protos.data_bytes(tensor)
+        if tensor.name in mapped:
+            _point(tensor, file, offset, length)
             continue
-        where = entries(tensor)
-        base = folder.resolve()
-        file = (base / where.get("location", "")).resolve()
-        if not file.is_relative_to(base) or Path(where.get("location", "")).is_absolute():
-            raise ValueError(f"{where.get('location')!r} of {tensor.name!r} is not inside the model's folder")
-        if not file.is_file():
-            raise ValueError(f"there is no file {where.get('location')!r}, which holds {tensor.name!r}")
-        if file.stat().st_size < int(where.get("offset", 0)) + _length(tensor):
-            raise ValueError(f"the file {where.get('location')!r} ends before {tensor.name!r} does")
-        _point(tensor, file, int(where.get("offset", 0)), _length(tensor))
+        with file.open("rb") as data:
+            data.seek(offset)
+            tensor.raw_data = data.read(length)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+
+
+def _located(tensor: TensorProto, base: Path) -> tuple[Path, int]:
+    """The file inside `base` that a tensor's values are in, and where they begin."""
+    where, length = entries(tensor), protos.data_bytes(tensor)
+    location = where.get("location", "")
+    file = Path(os.path.realpath(base / location))
+    if not location or Path(location).is_absolute() or not file.is_relative_to(base):
+        raise ValueError(f"{location!r} of {tensor.name!r} is not inside the model's folder")
+    if not file.is_file():
+        raise ValueError(f"there is no file {location!r}, which holds {tensor.name!r}")
+    offset, stated = (_number(where.get(key, str(default))) for key, default in (("offset", 0), ("length", length)))
+    if offset is None or stated is None:
+        raise ValueError(f"the offset or the length of {tensor.name!r} in {location!r} is no number from 0 on")
+    if stated != length or tensor.data_type == TensorProto.STRING:
+        raise ValueError(f"{tensor.name!r} is said to have {stated:,} bytes in {location!r}, but needs {length:,}")
+    if file.stat().st_size < offset + length:
+        raise ValueError(f"the file {location!r} ends before {tensor.name!r} does")
+    return file, offset
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def _is_mappable(tensor: TensorProto) -> bool:
+    """Whether an external tensor can be seen as an array without unpacking it."""
+    if not is_external(tensor):
+        return False
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return protos.data_bytes(tensor) == protos.elements(tensor) * kind.itemsize
 
 
 def array(tensor: TensorProto) -> Array:
@@ -118,11 +158,6 @@ def _append(tensor: TensorProto, data: BinaryIO, location: str) -> None:
     else:
         data.write(tensor.raw_data)
     _point(tensor, location, start, data.tell() - start)
-
-
-def _length(tensor: TensorProto) -> int:
-    kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return int(entries(tensor).get("length", int(np.prod(tensor.dims, dtype=np.int64)) * kind.itemsize))
 
 
 def _point(tensor: TensorProto, location: str | Path, offset: int, length: int) -> None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
+from onnx import AttributeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from thinet_onnx import external
+from thinet_onnx import external, protos, sound
 from thinet_onnx.errors import ModelError, OutputError
 
 Shape = tuple[int, ...]
@@ -111,16 +112,23 @@ class Graph:
         return frozenset(known)
 
     def fold(self, name: str) -> Array | None:
-        """The value of a tensor that follows from constants alone (weights behind Transpose, Cast, …), else None."""
+        """The value of a tensor that follows from constants alone (weights behind Transpose, Cast, …), else None.
+
+        None, too, where ONNX's reference implementation can't compute it.
+        """
         if name not in self.derived:
             return None
-        value = self.constant(name)
-        if value is None:
-            node = self.producer[name]
-            results = run_node(node, self.opset, [self.fold(operand) if operand else None for operand in node.inputs])
+        if (value := self.constant(name)) is not None:
+            return value
+        above = self.ancestors([name], self._values)
+        for node in (node for node in self.nodes if node.index in above):
+            operands = [self.constant(operand) if operand else None for operand in node.inputs]
+            try:
+                results = run_node(node, self.opset, operands)
+            except Exception:  # of many kinds, from an implementation that checks nothing
+                return None
             self._values.update(zip(filter(None, node.outputs), results, strict=False))
-            value = self._values[name]
-        return value
+        return self._values.get(name)
 
     def moved_from(self, name: str) -> list[str]:
         """A constant operand and the tensors it is moved from, the constant last; empty if it isn't only moved.
@@ -171,7 +179,8 @@ def run_node(node: Node, opset: int, operands: list[Array | None]) -> list[Array
         evaluator = ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=imports))
     except RuntimeError:  # no implementation as old as that (DequantizeLinear): the newest computes the same
         evaluator = ReferenceEvaluator(node.proto)
-    return [np.asarray(result) for result in evaluator.run(None, feeds)]
+    with np.errstate(all="ignore"):  # ONNX Runtime says nothing either
+        return [np.asarray(result) for result in evaluator.run(None, feeds)]
 
 
 def shape_values(graph: Graph, shapes: dict[str, Shape], constants: dict[str, Array] | None = None) -> dict[str, Array]:
@@ -224,12 +233,14 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         ModelError: the file is missing, unreadable, truncated or not ONNX.
     """
     file = Path(path)
-    if not file.exists():
-        raise ModelError(f"{file}: no such file; pass the path of an .onnx model.")
-    if file.is_dir():
-        raise ModelError(f"{file} is a folder; pass the path of an .onnx model.")
     try:
+        if file.is_dir():
+            raise ModelError(f"{file} is a folder; pass the path of an .onnx model.")
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ModelError(f"{file} is a device or a pipe; pass the path of an .onnx file.")
         model = onnx.load(str(file), format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise ModelError(f"{file}: no such file; pass the path of an .onnx model.") from None
     except DecodeError:
         raise ModelError(f"{file} is not an ONNX file or is truncated; export or copy it again.") from None
     except OSError as error:
@@ -238,12 +249,10 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"{file} names no operator set, or is truncated; export or copy it again.")
     if not model.graph.node:
         raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
+    sound.check(model, str(file))
     try:
-        if external.size(model) > external.LARGEST:
-            external.pin(model, file.parent)
-        else:
-            onnx.load_external_data_for_model(model, str(file.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        external.attach(model, file.parent)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{file}: its external data can't be read ({reason}); keep the data files beside it."
@@ -266,14 +275,16 @@ def writable(path: str | os.PathLike[str]) -> Path:
     """The path, once it is sure that a file can be made there.
 
     Raises:
-        OutputError: its folder doesn't exist or is not writable, or the path is a folder.
+        OutputError: its folder doesn't exist or is not writable, or the path is a folder, a device or a pipe.
     """
     file = Path(path)
-    if file.is_dir():
-        raise OutputError(f"{file} is a folder; pass the path of the .onnx file to write.")
-    if not file.parent.is_dir():
-        raise OutputError(f"{file} can't be written: the folder {file.parent} does not exist.")
     try:
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder; pass the path of the .onnx file to write.")
+        if file.exists() and not file.is_file():
+            raise OutputError(f"{file} is a device or a pipe; pass the path of the .onnx file to write.")
+        if not file.parent.is_dir():
+            raise OutputError(f"{file} can't be written: the folder {file.parent} does not exist.")
         with tempfile.TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
@@ -315,53 +326,34 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, beside: str | 
     return size
 
 
-def on_disk(path: str | os.PathLike[str]) -> tuple[int, str | None]:
-    """Bytes that a model takes on disk with its data files, and ".data" if it has any, else None."""
+def data_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that a model, which `load` has read, keeps its data in."""
     file = Path(path)
     model = onnx.load(str(file), format="protobuf", load_external_data=False)
-    beside = {
-        entry.value for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data if entry.key == "location"
-    }  # fmt: skip
-    size = sum(f.stat().st_size for f in [file, *(file.parent / name for name in beside)] if f.exists())
-    return size, ".data" if beside else None
+    outside = [tensor for tensor in protos.tensors(model) if external.is_external(tensor)]
+    return sorted({file.parent / external.entries(tensor)["location"] for tensor in outside})
 
 
 def _constant_tensor(proto: onnx.NodeProto) -> Any:
     """The value of a Constant node as a tensor; None for sparse values and strings."""
     for attribute in proto.attribute:
-        name, value = attribute.name, onnx.helper.get_attribute_value(attribute)
-        if name == "value":
+        kind, value = attribute.type, onnx.helper.get_attribute_value(attribute)
+        if kind == AttributeProto.TENSOR:
             return attribute.t
-        if name in ("value_int", "value_ints"):
+        if kind in (AttributeProto.INT, AttributeProto.INTS):
             return numpy_helper.from_array(np.array(value, np.int64), proto.output[0])
-        if name in ("value_float", "value_floats"):
+        if kind in (AttributeProto.FLOAT, AttributeProto.FLOATS):
             return numpy_helper.from_array(np.array(value, np.float32), proto.output[0])
     return None
 
 
 def _read_node(index: int, proto: onnx.NodeProto) -> Node:
     attrs: dict[str, Any] = {}
-    captured: set[str] = set()
     for attribute in proto.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-            for body in [value] if attribute.type == onnx.AttributeProto.GRAPH else value:
-                captured.update(_free_names(body))
-            continue
-        attrs[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        if attribute.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            value = onnx.helper.get_attribute_value(attribute)
+            attrs[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
     return Node(
         index, proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), attrs,
-        frozenset(captured), proto,
+        frozenset(protos.captured(proto)), proto,
     )  # fmt: skip
-
-
-def _free_names(body: onnx.GraphProto) -> Iterator[str]:
-    """Names that a subgraph takes from outside."""
-    own = {t.name for t in body.initializer} | {v.name for v in body.input}
-    used: set[str] = {v.name for v in body.output}
-    for proto in body.node:
-        node = _read_node(0, proto)
-        used.update(node.inputs, node.captured)
-        own.update(node.outputs)
-    yield from (name for name in used - own if name)

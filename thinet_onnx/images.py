@@ -7,7 +7,7 @@ is uint8 everywhere in here until `ImageInput.tensor`; pictures lie as (N, H, W,
 """
 
 import math
-import struct
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -307,16 +307,15 @@ def load_pixels(path: Path, image: ImageInput) -> Pixels:
     """
     mode = _MODES[image.channels or 3]
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             if file.mode[0] in "IF":
                 raise DataError(
                     f"{path} has more than 8 bits a pixel: convert it, or give float arrays in a .npz file."
                 )
-            upright = ImageOps.exif_transpose(file)
-            # Pillow warns when a palette with transparency becomes RGB directly.
-            picture = upright.convert("RGBA") if upright.mode == "P" and "transparency" in upright.info else upright
-            pixels: Pixels = np.array(picture.convert(mode), np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            pixels: Pixels = np.array(ImageOps.exif_transpose(file).convert(mode), np.uint8)
+    except Exception as error:  # of any kind: there is a decoder for each format, and files as damaged as can be
+        if isinstance(error, DataError | MemoryError):
+            raise
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise DataError(f"{path} can't be read as an image ({reason}): replace it or take it away.") from error
     return resize_pixels(pixels.reshape(1, *pixels.shape[:2], len(mode)), image.size)

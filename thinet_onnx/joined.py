@@ -195,4 +195,4 @@ def _error(rank: int, count: int, kind: str, text: str) -> ThinetError:
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, ThinetError):
         return known(text)
-    return ProcessError(f"Process {rank} of {count} failed ({kind}: {text}); the traceback that it printed says where.")
+    return ProcessError(f"Process {rank} of {count} failed ({kind}: {text}); what it printed says where.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from thinet_onnx.calibration import ONE_BLOCK, Numbers
 from thinet_onnx.consumers import Consumer
+from thinet_onnx.errors import ModelError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
 from thinet_onnx.ranks import Ranks
@@ -93,6 +94,9 @@ class Watcher:
         """Take in one batch: tensors of the original network and, if it is another, of the one pruned so far.
 
         Every fourth batch is summed up apart, to check on what the others fit.
+
+        Raises:
+            ModelError: the original computes with NaN or infinity.
         """
         self._checking = is_check(self._batches)
         self._random = np.random.default_rng([self._seed, self._batches])
@@ -117,9 +121,10 @@ class Watcher:
             targets = None
             if not self.own:
                 targets = self._answer(use, rows if original is pruned else None, original, picks)
-                if other and original is not pruned:
-                    loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
-                    targets += loss * self.consumer.inverse_scale()
+            _require_numbers(use, original.get(use.x, x), targets)
+            if targets is not None and other and original is not pruned:
+                loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
+                targets += loss * self.consumer.inverse_scale()
             for part, halves in enumerate(self.moments):
                 halves[self._checking].add(
                     self._part(rows, part), None if targets is None else self._part(targets, part)
@@ -146,8 +151,9 @@ class Watcher:
             return np.array(values_at(original[use.node.key], use.y_axis, picks))
         if rows is None:
             rows = rows_at(original[use.x], use.x_axis, use.window, picks)
-        parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
-        return np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = [self._part(rows, part) @ matrix.T for part, matrix in enumerate(self.consumer.matrix)]
+            return np.concatenate(parts, 1) + self.consumer.bias.astype(np.float32)
 
     def _sample(self, rows: Array) -> None:
         """The paper's rows: for each position one output filter, and every unit's partial sum of it."""
@@ -216,3 +222,14 @@ def _ahead(items: Iterator[Tensors]) -> Iterator[Tensors]:
         while (item := waiting.result()) is not None:
             waiting = worker.submit(next, items, None)
             yield item
+
+
+def _require_numbers(use: Linear, x: Array, targets: Array | None) -> None:
+    """Raise ModelError if a layer reads or answers what is NaN, infinite or too large to be summed up."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = [values.sum(dtype=np.float32) for values in (x, targets) if values is not None]
+    if not np.isfinite(sums).all():
+        raise ModelError(
+            f"The layer {use.node.title!r} computes NaN, infinite or huge values on the calibration data; look for such "
+            "weights in the model, and check how the data are scaled."
+        )

@@ -1,12 +1,14 @@
 """What can be asked for: the options of a run as frozen data, and the parsing of their spelling on a command line."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from thinet_onnx.check_options import ENGINES, EngineName
+from thinet_onnx import files
+from thinet_onnx.check_options import ENGINES, EngineName, check_seed, check_threads
 from thinet_onnx.errors import OptionError
 
 Method = Literal["obs", "thinet", "thinet-omp", "thinet-sampled", "weight-sum", "apoz", "random"]
@@ -44,7 +46,7 @@ class Target:
         """
         match = re.fullmatch(r"(macs|params|latency)=([0-9.]+)\s*(%|[kKmMgGtT]?|[uµm]?s)", text.strip())
         try:
-            if match is None:
+            if match is None or not math.isfinite(float(match[2])):
                 raise ValueError
             kind, number, suffix = match[1], float(match[2]), match[3].lower()
             share = suffix == "%" or (not suffix and number <= 1)
@@ -86,7 +88,8 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
             raise OptionError(
                 f"--shape {text!r} is not understood: write the input's name and sizes, such as input:1,3,224,224."
             )
-        shapes[name] = shape
+        if shapes.setdefault(name, shape) != shape:
+            raise OptionError(f"--shape {text!r} contradicts another --shape for {name!r}: say one of the two.")
     return shapes
 
 
@@ -167,6 +170,7 @@ class PruneOptions:
             raise OptionError(f"--round-to {self.round_to}: the multiple must be 1 or more.")
         if self.samples is not None and self.samples < 2:
             raise OptionError(f"--samples {self.samples}: at least 2 are needed, one to fit and one to check.")
+        check_seed(self.seed)
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 try:
@@ -191,8 +195,7 @@ class PruneOptions:
             raise OptionError(f"--engine {self.engine!r} is unknown: choose one of {', '.join(ENGINES)}.")
         if self.latency_batch is not None and self.latency_batch < 1:
             raise OptionError(f"--latency-batch {self.latency_batch}: it must be 1 or more.")
-        if self.threads < 0:
-            raise OptionError(f"--threads {self.threads}: it must be 0 or more.")
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ class Show:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = files.read_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise OptionError(f"--classes {path} can't be read ({reason}): write one name on each line.") from error

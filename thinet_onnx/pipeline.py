@@ -114,7 +114,7 @@ def prune(
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
     if output is not None and ranks.first:
-        graphs.writable(output)
+        setting.check_output(output)
     source = _open_data(setting, data, options, preprocess, random_data)
     test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
     if test is not None and test.labels is None:
@@ -122,10 +122,10 @@ def prune(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
     check_same(ranks, len(source), setting.model)
-    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, ranks)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test, ranks)
     try:
         result = work(run) if work is not None else run.work()
-        report = _report(run, result, test, random_data, output, started, None if random_data else show)
+        report = _report(run, result, random_data, output, started, None if random_data else show)
         if run.kept is not None:
             run.kept.done()
     finally:
@@ -148,23 +148,21 @@ def _open_data(
 
 
 def _report(
-    run: Run, outcome: Outcome, test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None,
-    started: float, show: Show | None,
+    run: Run, outcome: Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
+    show: Show | None,
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell: the first process does, with answers from all of them."""
     run.progress.start("Measuring", 3)
     answers = run.held_before, runtime.outputs(outcome.twin, run.held_batches)
     before, after = map(run.ranks.gather_first, answers)
-    accuracy = _accuracy(run, outcome.twin, test)
+    accuracy = _accuracy(run, outcome.twin)
     run.progress.advance()
-    return run.ranks.once(
-        lambda: _told(run, outcome, before, after, accuracy, test, random_data, output, started, show)
-    )
+    return run.ranks.once(lambda: _told(run, outcome, before, after, accuracy, random_data, output, started, show))
 
 
 def _told(
     run: Run, outcome: Outcome, before: verify.Outputs, after: verify.Outputs, accuracy: Accuracy | None,
-    test: sources.Source | None, random_data: bool, output: str | os.PathLike[str] | None, started: float, show: Show | None,
+    random_data: bool, output: str | os.PathLike[str] | None, started: float, show: Show | None,
 ) -> Report:  # fmt: skip
     """The report; the pruned model is written on the way."""
     setting, analysis, options = run.setting, run.analysis, run.options
@@ -182,6 +180,8 @@ def _told(
         size = graphs.save(outcome.model, output, beside=setting.beside)
     widths, sizes = [group.after for group in outcome.plan.groups], analysis.sizes
     warnings = list(setting.warnings)
+    if run.unfit is not None:
+        warnings.append(f"No accuracy is shown: the {run.unfit} ({run.source.description}).")
     if random_data:
         warnings.insert(0, "Calibrated on random data: this network is of no use but to time it.")
     if outcome.decision.remark is not None:
@@ -204,7 +204,7 @@ def _told(
         options=dataclasses.asdict(options)
         | {
             "method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description,
-            "test_data": None if test is None else test.description, "preprocess": dataclasses.asdict(run.preprocess),
+            "test_data": None if run.test is None else run.test.description, "preprocess": dataclasses.asdict(run.preprocess),
             "processes": run.ranks.count,
         },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
@@ -219,10 +219,10 @@ def _batch_of(feeds: Feeds) -> int:
     return int(first.shape[0]) if first.ndim else 1
 
 
-def _accuracy(run: Run, pruned: onnx.ModelProto, test: sources.Source | None) -> Accuracy | None:
+def _accuracy(run: Run, pruned: onnx.ModelProto) -> Accuracy | None:
     """Top-1 accuracy on the test data, or on the held-out calibration data if that has labels."""
-    source, rows = (run.source, run.held) if test is None else (test, list(range(len(test))))
-    if source.labels is None:
+    source, rows = (run.source, run.held) if run.test is None else (run.test, list(range(len(run.test))))
+    if source.labels is None or run.unfit is not None:
         return None
     mine = run.ranks.share(batched(rows, run.size if source.stackable else 1))
     labels = source.labels[[row for some in mine for row in some]]

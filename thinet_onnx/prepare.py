@@ -1,4 +1,6 @@
-"""The model as it is pruned: functions inlined, weights that are computed from constants worked out, very old files renewed."""
+"""The model as it is pruned: functions inlined, nodes in order, computed weights folded, very old files renewed."""
+
+from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 import onnx
@@ -6,6 +8,7 @@ import onnx.inliner
 from onnx import numpy_helper
 
 from thinet_onnx import legacy, protos
+from thinet_onnx.errors import ModelError
 from thinet_onnx.graph import Array, Graph
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"})
@@ -20,13 +23,44 @@ def prepare(model: onnx.ModelProto, name: str = "the model") -> onnx.ModelProto:
         name: what messages call it.
 
     Raises:
-        ModelError: a file older than operator sets uses an operator that changed since.
+        ModelError: its nodes form a cycle, its functions can't be inlined, or it is older than operator sets and uses an
+            operator that changed since.
     """
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = _inlined(model, name)
     if not model.opset_import:
         model = legacy.renewed(model, name)
+    model = _in_order(model, name)
     return _with_weights_computed(model)
+
+
+def _inlined(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, onnx.checker.ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name}: its functions can't be inlined ({reason}); export it again without them.") from None
+
+
+def _in_order(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Put every node behind those that make what it reads, as the standard wants it; some tools don't."""
+    nodes = list(model.graph.node)
+    maker = {output: index for index, node in enumerate(nodes) for output in node.output if output}
+    reads = [{*node.input, *protos.captured(node)} for node in nodes]
+    before = {index: sorted({maker[read] for read in names if read in maker}) for index, names in enumerate(reads)}
+    if all(other < index for index, others in before.items() for other in others):
+        return model
+    try:
+        order = list(TopologicalSorter(before).static_order())
+    except CycleError as error:
+        about = nodes[error.args[1][0]]
+        raise ModelError(
+            f"{name} is damaged (its nodes form a cycle through {about.name or about.op_type!r}); export or copy it again."
+        ) from None
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    protos.set_nodes(result, [nodes[index] for index in order])
+    return result
 
 
 def _with_weights_computed(model: onnx.ModelProto) -> onnx.ModelProto:

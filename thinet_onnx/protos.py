@@ -1,9 +1,74 @@
-"""Small operations on ONNX protobufs: adding constants, free names, dropping what nobody reads."""
+"""Small operations on ONNX protobufs: adding constants, free names, dropping what nobody reads, what a tensor holds."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper
+
+_PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}  # bits of types that share a byte
+_STRING, _MESSAGE = 9, 11  # FieldDescriptor.TYPE_STRING and TYPE_MESSAGE
+
+
+def walk(message: Any) -> Iterator[Any]:
+    """A message and all messages within it, outermost first."""
+    yield message
+    for name in _fields(message.DESCRIPTOR)[1]:
+        value = getattr(message, name)
+        if hasattr(value, "add"):
+            for entry in value:
+                yield from walk(entry)
+        elif message.HasField(name):
+            yield from walk(value)
+
+
+def is_text(message: Any) -> bool:
+    """Whether all text fields of a message itself are text (protobuf hands over bytes, or fails, where one isn't UTF-8)."""
+    try:
+        values = [getattr(message, name) for name in _fields(message.DESCRIPTOR)[0]]
+        return all(
+            isinstance(v, str) for value in values for v in ([value] if isinstance(value, str | bytes) else value)
+        )
+    except UnicodeDecodeError:
+        return False
+
+
+@cache
+def _fields(descriptor: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the text fields, and of the fields that are messages."""
+    kinds = {kind: tuple(f.name for f in descriptor.fields if f.type == kind) for kind in (_STRING, _MESSAGE)}
+    return kinds[_STRING], kinds[_MESSAGE]
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model, those in attributes, bodies and functions included."""
+    return (message for message in walk(model) if isinstance(message, TensorProto))
+
+
+def elements(tensor: TensorProto) -> int:
+    """How many elements a tensor declares."""
+    return math.prod(tensor.dims)
+
+
+def data_bytes(tensor: TensorProto) -> int:
+    """How many bytes its elements take, written as raw data."""
+    bits = _PACKED.get(TensorProto.DataType.Name(tensor.data_type))
+    bits = bits or 8 * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return (elements(tensor) * bits + 7) // 8
+
+
+def amount(tensor: TensorProto) -> tuple[int, int]:
+    """Bytes of raw data, or values, that a tensor holds, and as many as it should."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data), data_bytes(tensor)
+    held = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
+    if TensorProto.DataType.Name(tensor.data_type) in _PACKED:
+        return held, data_bytes(tensor)
+    pairs = tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+    return held, elements(tensor) * (2 if pairs else 1)
 
 
 def add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
@@ -35,6 +100,20 @@ def read_in_bodies(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     found = {name for body in bodies for node in body.node for name in node.input}
     found |= {value.name for body in bodies for value in body.output}
     return found.union(*(read_in_bodies(body.node) for body in bodies))
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of a node take from outside."""
+    bodies = [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
+    found: set[str] = set()
+    for body in bodies:
+        own = {tensor.name for tensor in body.initializer} | {value.name for value in body.input}
+        used = {value.name for value in body.output}
+        for inner in body.node:
+            used.update(inner.input, captured(inner))
+            own.update(inner.output)
+        found |= used - own
+    return found - {""}
 
 
 def set_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:

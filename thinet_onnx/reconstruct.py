@@ -30,7 +30,7 @@ def full(statistics: Statistics, weights: Floats, keep: NDArray[np.bool_], ridge
     kept = np.flatnonzero(keep)
     h = statistics.h[np.ix_(kept, kept)]
     strength = ridge * float(np.trace(h)) / max(len(kept), 1) + 1e-12
-    right = statistics.p[:, kept] + strength * weights[:, kept]
+    right = statistics.p[:, kept] + strength * weights[:, kept].astype(np.float64, copy=False)
     h = h + strength * np.eye(len(kept))
     result = np.zeros(weights.shape)
     result[:, kept] = np.linalg.solve(h, right.T).T

@@ -6,6 +6,7 @@ Every figure comes from the `Report` or `Inspection`, or is the ratio of two tha
 import json
 import math
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from thinet_onnx import tables, wording
 from thinet_onnx.errors import OutputError
@@ -50,11 +50,11 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
 
     Raises OutputError if `path` can't be written.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
     check_writable(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -64,12 +64,17 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OutputError if a file can't be made at `path`: better known before a long run than after it."""
     target = Path(path)
-    if target.is_dir():
-        raise OutputError(f"{path} can't be written: it is a folder, name a file in it.")
-    if not target.parent.is_dir():
-        raise OutputError(f"{path} can't be written: there is no folder {target.parent}.")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{path} can't be written: no permission to write in {target.parent}.")
+    try:
+        if target.is_dir():
+            raise OutputError(f"{path} can't be written: it is a folder, name a file in it.")
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} can't be written: it is a device or a pipe, name a file.")
+        if not target.parent.is_dir():
+            raise OutputError(f"{path} can't be written: there is no folder {target.parent}.")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}.") from None
 
 
 def _lists_on_one_line(text: str) -> str:
@@ -154,7 +159,7 @@ def _fidelity(rows: Sequence[Fidelity]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         same = "" if row.top1 is None else f"{row.top1:.1%}"
-        table.add_row(Text(row.output), f"{row.cosine:.4f}", f"{row.relative_error:.4f}", same, str(row.samples))
+        table.add_row(tables.text(row.output), f"{row.cosine:.4f}", f"{row.relative_error:.4f}", same, str(row.samples))
     return table
 
 
@@ -167,7 +172,7 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
     table.add_column("error", justify="right", no_wrap=True)
     for row in groups:
         table.add_row(
-            Text(row.name),
+            tables.text(row.name),
             tables.cell(row.consumers),
             f"{row.before} → {row.after}",
             wording.share(row.after, row.before, 0),
@@ -196,7 +201,7 @@ def _render_tuning(report: TuneReport, console: Console) -> None:
     after = {row.output: row for row in report.fidelity}
     for row in report.fidelity_before:
         now = after[row.output].relative_error
-        table.add_row("Relative error", f"{row.relative_error:.4f}", f"{now:.4f}", Text(f"of {row.output}"))
+        table.add_row("Relative error", f"{row.relative_error:.4f}", f"{now:.4f}", tables.text(f"of {row.output}"))
     if (scores := report.scores) is not None:
         note = f"top-1, {scores.samples} samples; the original has {scores.original:.2%}"
         table.add_row("Accuracy", f"{scores.before:.2%}", f"{scores.after:.2%}", note)
@@ -274,7 +279,7 @@ def _print_not_pruned(title: str, rows: Iterable[NotPruned], console: Console, l
     grid.add_column(overflow="fold")
     for reason, producers in ranked[:shown]:
         names = wording.names(tuple(producers), 3 if limit else len(producers))
-        cell = Text.assemble(reason, (f" ({names})", "dim"))
+        cell = tables.text(reason) + tables.text(f" ({names})", "dim")
         grid.add_row(wording.plural(sum(producers.values()), "channel"), cell)
     if hidden := ranked[shown:]:
         channels = sum(sum(producers.values()) for _, producers in hidden)

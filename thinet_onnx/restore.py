@@ -3,11 +3,11 @@
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 from cattrs import Converter, transform_error
 
+from thinet_onnx import files
 from thinet_onnx.errors import ReportError
 from thinet_onnx.result import Report
 
@@ -23,7 +23,7 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         ReportError: the file can't be read, is no JSON, or isn't the report of a `prune` run.
     """
     try:
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        plain = json.loads(files.read_text(path))
     except OSError as error:
         raise ReportError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

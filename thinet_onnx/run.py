@@ -19,7 +19,7 @@ from thinet_onnx.calibration import Calibration, own_rows
 from thinet_onnx.choose import Chooser, Rebuilt
 from thinet_onnx.consumers import collect
 from thinet_onnx.decide import Decision, decide, given, price, why_not
-from thinet_onnx.errors import NothingToPruneError, OptionError
+from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
 from thinet_onnx.labels import Ids
@@ -60,7 +60,8 @@ class Run:
 
     def __init__(
         self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
-        progress: Progress, stopwatch: Stopwatch | None = None, storage: Storage | None = None, ranks: Ranks = ALONE,
+        progress: Progress, stopwatch: Stopwatch | None = None, storage: Storage | None = None,
+        test: sources.Source | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.ranks = ranks
         self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
@@ -79,6 +80,12 @@ class Run:
         )
         self.held_batches = Batches(source.batch, own_rows(ranks, self.held, self.size), self.size)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
+        self.test = test
+        (answer,) = runtime.outputs(self.model, [item])
+        verify.require_numbers(self.setting.graph.outputs, answer)
+        self.unfit = verify.unfit_labels(answer, (test or source).labels)
+        if self.unfit is not None and test is not None:
+            raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
         self.storage = storage or Storage()
         self.kept: Kept | None = None
         self.bench = Bench.open(self.setting, source, options, stopwatch, ranks) if options.for_latency else None

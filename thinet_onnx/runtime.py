@@ -70,7 +70,11 @@ def session(
         )
     try:
         return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_DISABLED,
+            enable_fallback=0,
         )
     except _ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime can't load the model ({_first_line(error)}).") from error
@@ -97,7 +101,8 @@ def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None 
 
 def _first_line(error: Exception) -> str:
     """What ONNX Runtime complains of, without its error codes and C++ signatures."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())).rstrip(" .")
+    text = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())).rstrip(" .")
+    text = re.sub(r"^/\S+:\d+ [^()]*\([^()]*\)(?: const)? ", "", text)
     if len(text) > _LONGEST:
         text = "… " + text[-_LONGEST:].partition(" ")[2]
     return text

@@ -1,29 +1,34 @@
 """A model made ready for a run: its graph, what it takes, what looks odd about the file."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import external
+from thinet_onnx import external, protos, sound
 from thinet_onnx import graph as graphs
 from thinet_onnx.data import InputSpec
-from thinet_onnx.errors import ModelError, OptionError
+from thinet_onnx.errors import ModelError, OptionError, OutputError
 from thinet_onnx.prepare import prepare
 
 Array = np.ndarray[Any, Any]
 Data = str | os.PathLike[str] | sources.Source | Mapping[str, Array] | Array | Iterable[Mapping[str, Array]] | None
 
+LARGEST_INPUT = 4 << 30  # bytes of one feed for one input
+
 
 @dataclass
 class Setting:
-    """A model made ready: its graph, what it takes, what is known of it, and what looks odd about the file.
+    """A model made ready: its graph, what it takes, what looks odd about the file.
 
     `read` is the file as it was read, `model` what is analysed and cut (see `prepare`); often they are one object.
+    `checked` says that onnx.checker is content; `bytes` and `files` are what is on disk, and the data files that it is in.
     """
 
     read: onnx.ModelProto
@@ -34,7 +39,26 @@ class Setting:
     warnings: list[str]
     checked: bool
     bytes: int
-    beside: str | None
+    files: list[Path]
+
+    @property
+    def beside(self) -> str | None:
+        """The suffix of the data file that the result gets, if the model has one."""
+        return ".data" if self.files else None
+
+    def check_output(self, path: str | os.PathLike[str]) -> None:
+        """Find out whether the result can be written, before the work and not after it.
+
+        Raises:
+            OutputError: it can't be made there, or it would overwrite the model's own data.
+        """
+        target = graphs.writable(path)
+        for own in self.files:
+            for new in (target, target.with_name(target.name + (self.beside or ""))):
+                if new.exists() and new.samefile(own):
+                    raise OutputError(
+                        f"{target} can't be written: {new} holds weights of {self.name}; name another output."
+                    )
 
     @property
     def coarse(self) -> bool:
@@ -52,8 +76,10 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
     """
     name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
     read = model if isinstance(model, onnx.ModelProto) else graphs.load(model)
-    if isinstance(model, onnx.ModelProto) and any(map(external.is_external, model.graph.initializer)):
-        raise ModelError("The model's external data isn't loaded; pass the path of its file instead.")
+    if isinstance(model, onnx.ModelProto):
+        sound.check(model)
+        if any(map(external.is_external, protos.tensors(model))):
+            raise ModelError("The model's external data isn't loaded; pass the path of its file instead.")
     proto = prepare(read, name)
     graph = graphs.Graph(proto)
     complaint = graphs.check(proto)
@@ -68,8 +94,11 @@ def open_model(model: onnx.ModelProto | str | os.PathLike[str], shapes: Mapping[
     for wrong in sorted(set(shapes) - known):
         raise OptionError(f"--shape {wrong}: {name} has no such input; its inputs are {', '.join(sorted(known))}.")
     specs = [_spec(value, shapes.get(value.name)) for value in graph.inputs]
-    size, beside = (external.size(proto), None) if isinstance(model, onnx.ModelProto) else graphs.on_disk(model)
-    return Setting(read, proto, name, graph, specs, warnings, complaint is None, size, beside)
+    size, files = external.size(proto), list[Path]()
+    if not isinstance(model, onnx.ModelProto):
+        files = graphs.data_files(model)
+        size = sum(file.stat().st_size for file in (Path(model), *files))
+    return Setting(read, proto, name, graph, specs, warnings, complaint is None, size, files)
 
 
 def open_data(
@@ -109,7 +138,11 @@ def _spec(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> InputSpe
 
 
 def closed_inputs(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> list[InputSpec]:
-    """Input specs with every size known: an open batch is 1, anything else open must be given."""
+    """Input specs with every size known: an open batch is 1, anything else open must be given.
+
+    Raises:
+        OptionError: a size is open, or an input too large to be made up.
+    """
     closed = []
     for spec in setting.inputs:
         given = shapes.get(spec.name, spec.shape)
@@ -118,6 +151,12 @@ def closed_inputs(setting: Setting, shapes: Mapping[str, tuple[int, ...]]) -> li
             example = ",".join(str(size or 224) for size in sizes)
             raise OptionError(
                 f"The input {spec.name!r} of {setting.name} has open sizes; say them, such as --shape {spec.name}:{example}."
+            )
+        count = math.prod(size or 1 for size in sizes)
+        if count * spec.dtype.itemsize > LARGEST_INPUT:
+            raise OptionError(
+                f"One item of the input {spec.name!r} of {setting.name} has {count:,} elements, more than can be made up; "
+                "say smaller sizes with --shape, or mend the file if it is damaged."
             )
         closed.append(InputSpec(spec.name, tuple(sizes), spec.dtype))
     return closed

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from thinet_onnx import tables, wording
 from thinet_onnx.speed_result import BenchReport, Measured
@@ -59,7 +58,7 @@ def _table(rows: Sequence[Measured], shown: Mapping[str, str]) -> Table:
         figures = ["–" if time is None else wording.milliseconds(time).removesuffix(" ms") for time in times]
         ratio = "" if row.ratio is None else f"{row.ratio.median:.3f} ({row.ratio.low:.3f}–{row.ratio.high:.3f})"
         table.add_row(
-            Text(shown[row.file]), *figures, wording.short(row.items_per_second), *([ratio] if compared else [])
+            tables.text(shown[row.file]), *figures, wording.short(row.items_per_second), *([ratio] if compared else [])
         )
     return table
 

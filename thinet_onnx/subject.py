@@ -12,7 +12,7 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx.data import InputSpec
 from thinet_onnx.errors import OptionError
-from thinet_onnx.setting import Setting, closed_inputs, open_model
+from thinet_onnx.setting import LARGEST_INPUT, Setting, closed_inputs, open_model
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -62,9 +62,17 @@ class Subject:
         if not self.open_inputs and batch != self.own_batch:
             fixed = next(spec for spec in self.setting.inputs if spec.shape)
             raise WrongBatchError(f"it takes batches of {self.own_batch} only (input {fixed})")
+        self._check_size(batch)
         if self.source is None:
             return [sources.random_source(self._specs(batch), samples=1, seed=seed).batch([0])]
         return [self.source.batch(rows) for rows in self._rows(self.source, batch, most)]
+
+    def _check_size(self, batch: int) -> None:
+        """Raise WrongBatchError for a batch that would not fit into any memory."""
+        for spec in self.open_inputs:
+            count = batch * math.prod(size or 1 for size in self.shapes.get(spec.name, spec.shape)[1:])
+            if count * spec.dtype.itemsize > LARGEST_INPUT:
+                raise WrongBatchError(f"a batch of {batch:,} has {count:,} elements in the input {spec.name!r}")
 
     def _specs(self, batch: int) -> list[InputSpec]:
         free = {spec.name for spec in self.open_inputs}

@@ -147,7 +147,8 @@ class Sweep:
                 views[consumer] = View.of(watcher, centred=self.chooser.centred)
                 for group in [group for group, place in last.items() if place == stop]:
                     assert trial is not None
-                    rest = self._rest(stream, stop, trial) if len(readers[group]) == 1 else None
+                    ahead = len(readers[group]) == 1 and consumer.bias_known  # nothing that changes has run yet
+                    rest = self._rest(stream, stop, trial) if ahead else None
                     tried[group] = trial.one(group, views, rest)
                 for known in list(views):
                     if all(last[group] <= stop for group in last if known in readers[group]):

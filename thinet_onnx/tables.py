@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from thinet_onnx import wording
+
 
 def table() -> Table:
     """An empty table in the style of all of them."""
@@ -24,11 +26,19 @@ def print_table(rows: Table, console: Console, title: str = "") -> None:
     console.print(rows)
 
 
+def text(words: str, style: str = "") -> Text:
+    """Words as they are, with `?` for whatever would move the cursor."""
+    return Text(wording.printable(words), style)
+
+
 def line(console: Console, *parts: str, style: str = "") -> None:
     """One paragraph of plain text; the first part carries the style."""
-    console.print(Text.assemble((parts[0], style), *parts[1:]), soft_wrap=False)
+    first, *others = map(text, parts)
+    first.stylize(style)
+    console.print(Text.assemble(first, *others), soft_wrap=False)
 
 
 def cell(titles: Sequence[str]) -> Text:
     """Names for a column of a table, two lines of them at most."""
-    return Text("\n".join(titles) if len(titles) <= 2 else f"{titles[0]}\nand {len(titles) - 1} more")
+    shown = list(map(text, titles))
+    return Text("\n").join(shown) if len(shown) <= 2 else shown[0] + f"\nand {len(shown) - 1} more"

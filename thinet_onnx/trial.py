@@ -86,7 +86,8 @@ class Trial:
         errors, cuts = ranks.once(lambda: self._cuts(group, views))
         for gone, refits in cuts.items():
             answers = (run or self._whole)(refits, self._batches)
-            far = verify.distance(self.reference, answers, len(self._model.graph.output), ranks)
+            with np.errstate(over="ignore", invalid="ignore"):
+                far = verify.distance(self.reference, answers, len(self._model.graph.output), ranks)
             moved[gone] = far if np.isfinite(far) else _FAR
         return Tried(errors, moved)
 

@@ -12,10 +12,10 @@ import onnx
 from thinet_onnx import graph as graphs
 from thinet_onnx import runtime, verify
 from thinet_onnx.data import Preprocess, Source
-from thinet_onnx.errors import OptionError
+from thinet_onnx.errors import ModelError, OptionError
 from thinet_onnx.options import Progress, Silent
 from thinet_onnx.result import Scores, TuneCurve, TuneReport
-from thinet_onnx.setting import Data, open_data, open_model
+from thinet_onnx.setting import Data, Setting, open_data, open_model
 from thinet_onnx.summary import versions
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult, Validation
 
@@ -65,20 +65,24 @@ def finetune(
         DataError: there is too little data.
     """
     need_torch()
-    from thinet_onnx.training.start import run  # noqa: PLC0415
+    from thinet_onnx.training.start import check_labels, run  # noqa: PLC0415
 
     options, preprocess = options or FinetuneOptions(), preprocess or Preprocess()
     if resume and folder is None:
         raise OptionError("--resume goes on from the checkpoint of --state: say both.")
     setting, original = (open_model(model, shapes or {}) for model in (pruned, teacher))
+    _check_inputs(setting, original)
     if output is not None:
-        graphs.writable(output)
+        setting.check_output(output)
+        original.check_output(output)
     source = open_data(data, setting, preprocess, samples, options.seed)
     test = None if test_data is None else open_data(test_data, setting, preprocess, None, options.seed)
     if test is not None and test.labels is None:
         raise OptionError(
             f"The test data ({test.description}) has no labels; add a key 'labels', or sort images into folders."
         )
+    if test is not None:
+        check_labels(original.model, test)
     result = run(setting.model, original.model, source, options, held, folder, resume, progress or Silent())
     if test is not None:
         first, before, after = (score(model, test) for model in (original.model, setting.model, result.model))
@@ -87,6 +91,21 @@ def finetune(
     if output is not None and int(os.environ.get("RANK", "0")) == 0:
         graphs.save(result.model, output, beside=setting.beside)
     return result
+
+
+def _check_inputs(pruned: Setting, original: Setting) -> None:
+    """Refuse an original that can't be fed what the pruned network is.
+
+    Raises:
+        ModelError: their inputs differ in name or type.
+    """
+    one, other = ({spec.name: spec.dtype for spec in setting.inputs} for setting in (pruned, original))
+    if one != other:
+        told = [", ".join(map(str, setting.inputs)) for setting in (pruned, original)]
+        raise ModelError(
+            f"{original.name} takes {told[1]}, but {pruned.name} takes {told[0]}; give the file that the pruned one was made "
+            "from."
+        )
 
 
 def report(

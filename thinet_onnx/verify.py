@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from thinet_onnx import external, runtime
+from thinet_onnx.errors import ModelError
 from thinet_onnx.graph import Graph
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.ranks import ALONE, Ranks
@@ -246,6 +247,28 @@ def _score_squares(old: Array, new: Array) -> tuple[float, float]:
         a, b = np.log(a + _LEAST_PROBABILITY), np.log(np.maximum(b, 0) + _LEAST_PROBABILITY)
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
     return float(np.square(b - a).sum()), float(np.square(a).sum())
+
+
+def require_numbers(names: Sequence[str], outputs: Sequence[Array]) -> None:
+    """Refuse a network whose answer is no number.
+
+    Raises:
+        ModelError: an output holds NaN.
+    """
+    for name, value in zip(names, outputs, strict=True):
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise ModelError(
+                f"The model's output {name!r} is NaN on the calibration data; look for NaN among its weights, "
+                "and check how the data are scaled."
+            )
+
+
+def unfit_labels(outputs: Sequence[Array], labels: Array | None) -> str | None:
+    """Why labels can't be classes of the first output that looks like class scores; None if they can, or there is none."""
+    scores = next((output for output in outputs if is_classifier(output)), None)
+    if scores is None or labels is None or (labels.min() >= 0 and labels.max() < scores.shape[1]):
+        return None
+    return f"labels range from {labels.min()} to {labels.max()}, but the model tells {scores.shape[1]} classes apart"
 
 
 def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 NOTHING = "–"
 
 
+def printable(text: str) -> str:
+    """Text with nothing in it that would move the cursor: names come from files that anybody may have made."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def names(names: Sequence[str], limit: int) -> str:
     """`a, b and 3 more`."""
     if len(names) <= limit + 1:

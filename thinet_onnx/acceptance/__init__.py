@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import engines, runtime, summary
+from thinet_onnx import engines, runtime, summary, verify
 from thinet_onnx.acceptance import checks, elsewhere
 from thinet_onnx.acceptance.result import Check, EngineAnswer, OutputRow, Speed, VerifyReport
 from thinet_onnx.acceptance.tally import Tally
@@ -76,12 +76,15 @@ def verify_pruned(
     finally:
         progress.close()
     source = run.source
+    accuracy = run.tally.accuracy(None if run.unfit else source.labels)
     warnings = [*old.setting.warnings]
+    if run.unfit is not None:
+        warnings.append(f"No accuracy is shown: the {run.unfit} ({source.description}).")
     if random_data:
         warnings.insert(0, "Compared on random data: how near the outputs are on true inputs can't be told from that.")
     return VerifyReport(
         new.name, old.name, all(check.status != "failed" for check in run.checks), tuple(run.checks), source.description,
-        random_data, len(source), run.outputs, run.tally.worst(), run.tally.accuracy(source.labels), run.before, run.after,
+        random_data, len(source), run.outputs, run.tally.worst(), accuracy, run.before, run.after,
         run.speed, tuple(run.answers), tuple(run.readiness), time.perf_counter() - started, summary.versions(),
         tuple(warnings),
     )  # fmt: skip
@@ -133,12 +136,13 @@ class _Run:
         self.speed: Speed | None = None
         self.answers: list[EngineAnswer] = []
         self.readiness: list[Readiness] = []
+        self.unfit: str | None = None
 
     def work(self) -> None:
         """All steps; what a failed check makes impossible is left out."""
         reference = runtime.session(self.old.model, threads=self.options.threads)
         first = self.source.batch([0])
-        runtime.run(reference, first)
+        self.unfit = verify.unfit_labels(runtime.run(reference, first), self.source.labels)
         original = _analyse(self.old, first)
         self.before = _size(self.old, original)
         self.checks += checks.static_checks(self.new, self.old)

@@ -77,7 +77,7 @@ def _outputs(rows: Sequence[OutputRow]) -> Table:
         if row.unlike:
             notes.append(f"{wording.plural(row.unlike, 'input')} with another shape, not compared")
         table.add_row(
-            Text(row.output), _figure(row.cosine), _figure(row.relative_error), _percent(row.top1), str(row.samples),
+            tables.text(row.output), _figure(row.cosine), _figure(row.relative_error), _percent(row.top1), str(row.samples),
             "; ".join(notes),
         )  # fmt: skip
     return table
@@ -95,7 +95,7 @@ def _worst(rows: Sequence[WorstInput]) -> Table:
         top1 = "" if row.top1_before is None else f"{row.top1_before}"
         if row.top1_after != row.top1_before:
             top1 = f"{row.top1_before} → {row.top1_after}"
-        cells: list[Text | str] = [Text(row.title), Text(row.output), f"{row.relative_error:.4f}"]
+        cells: list[Text | str] = [tables.text(row.title), tables.text(row.output), f"{row.relative_error:.4f}"]
         table.add_row(*cells, *([top1] if picked else []))
     return table
 
@@ -107,7 +107,7 @@ def _checks(rows: Sequence[Check]) -> Table:
     table.add_column(overflow="fold")
     for row in rows:
         mark, style = _MARKS[row.status]
-        table.add_row(Text(mark, style), row.name, Text(row.detail))
+        table.add_row(tables.text(mark, style), row.name, tables.text(row.detail))
     return table
 
 
@@ -117,13 +117,13 @@ def _readiness(found: Readiness, answer: EngineAnswer | None, console: Console) 
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in sorted(found.findings, key=lambda entry: list(_LEVELS).index(entry.level)):
-        table.add_row(_LEVELS[finding.level], Text(finding.text))
+        table.add_row(_LEVELS[finding.level], tables.text(finding.text))
     if answer is not None and answer.difference is not None:
         original = "can't run it" if answer.original is None else f"the original: {answer.original:.1e}"
         told = f"largest difference from ONNX Runtime {answer.difference:.1e} on {answer.samples} inputs ({original})"
-        table.add_row("ran", Text(told))
+        table.add_row("ran", tables.text(told))
     elif answer is not None and answer.missing is not None:
-        table.add_row("not run", Text(answer.missing))
+        table.add_row("not run", tables.text(answer.missing))
     if not table.row_count:
         table.add_row("nothing to mind")
     called = CALLED[found.engine] if answer is None else answer.called
@@ -132,7 +132,7 @@ def _readiness(found: Readiness, answer: EngineAnswer | None, console: Console) 
         console.print()
         for command in found.commands:
             tables.line(console, f"# {command.label}", style="dim")
-            console.print(Text(command.line), soft_wrap=True)  # to be copied: no line break of ours inside
+            console.print(tables.text(command.line), soft_wrap=True)  # to be copied: no line break of ours inside
 
 
 def _verdict(report: VerifyReport, console: Console) -> None:

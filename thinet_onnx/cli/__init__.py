@@ -5,6 +5,7 @@ options are in order: `--help` and a slip answer at once.
 """
 
 import io
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -36,10 +37,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
+    """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show × or a node's name shows ?
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is no part of the answer
     app(prog_name="thinet-onnx")
 
 

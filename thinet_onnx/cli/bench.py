@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from thinet_onnx import interrupts
 from thinet_onnx.check_options import DEFAULT_RUNS, DEFAULT_SECONDS, BenchOptions, parse_batches, parse_engines
 from thinet_onnx.cli import inputs, shared
 from thinet_onnx.cli.inputs import INPUTS, RUNS, Precision, Seed, Shapes, Threads
@@ -62,10 +63,11 @@ def bench(
         )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         if json_file is not None:
-            shared.check_output("--json", json_file, {"--data": data, **_named(models)})
+            shared.check_output("--json", json_file, {"--data": data, **_named(models)}, ".json")
 
         from thinet_onnx import speed, speed_table  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         with shared.watched(quiet) as progress:
             result = speed.bench(models, data, options, preprocess=pixels, progress=progress)
         shared.present(result, speed_table.render, json_file, quiet)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from thinet_onnx import interrupts
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
     DATA,
@@ -24,7 +25,7 @@ from thinet_onnx.cli.shared import (
     Std,
     option,
 )
-from thinet_onnx.errors import OptionError, OutputError
+from thinet_onnx.errors import OptionError
 from thinet_onnx.options import parse_shapes
 from thinet_onnx.training.options import BatchNorm, Device, FinetuneOptions, Optimizer, Precision
 
@@ -131,14 +132,15 @@ def finetune(
         inputs: dict[str, str | Path | None] = {
             "PRUNED": pruned, "--teacher": teacher, "--data": data, "--test-data": test_data
         }  # fmt: skip
-        shared.check_output("OUTPUT", output, inputs)
-        if output.exists() and output.suffix != ".onnx":
-            raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
+        shared.check_output("OUTPUT", output, inputs, ".onnx")
         if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
+        if state is not None:
+            shared.check_folder("--state", state, {**inputs, "OUTPUT": output, "--json": json_file})
 
         from thinet_onnx import tuning  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
         with shared.watched(quiet or not first) as progress:
             result = tuning.finetune(

@@ -1,5 +1,6 @@
 """`thinet-onnx inspect`."""
 
+from thinet_onnx import interrupts
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import Debug, Json, Model, Scopes, Shapes
 from thinet_onnx.options import parse_shapes
@@ -14,8 +15,9 @@ def inspect(
     with shared.one_line_errors(debug):
         shapes = parse_shapes(shape or [])
         if json_file is not None:
-            shared.check_output("--json", json_file, {"MODEL": model})
+            shared.check_output("--json", json_file, {"MODEL": model}, ".json")
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         shared.show(pipeline.inspect(model, shapes=shapes, scope=scope), json_file)

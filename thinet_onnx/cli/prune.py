@@ -1,9 +1,12 @@
 """`thinet-onnx prune`."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from thinet_onnx import interrupts
 from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
@@ -36,10 +39,11 @@ from thinet_onnx.cli.shared import (
     Task,
     option,
 )
-from thinet_onnx.errors import OptionError, OutputError
+from thinet_onnx.errors import OptionError
 from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
 from thinet_onnx.training.options import FinetuneOptions
 
+PAGES = (".html", ".htm")
 DEFAULT_TARGET = "macs=50%"
 EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
 NO_DATA = (
@@ -155,6 +159,10 @@ def prune(
             )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         show = Show.parse(task, classes)
+        if json_file is None and report_file is None and (task != "auto" or classes is not None):
+            raise OptionError(
+                "--task and --classes say how a report shows outputs: ask for one, with --report or --json."
+            )
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
@@ -166,20 +174,21 @@ def prune(
         if ranks.first:
             _check_outputs(output, json_file, report_file, inputs)
 
+        from thinet_onnx import pipeline  # noqa: PLC0415
+
+        run: Callable[..., pipeline.PruneResult] = partial(pipeline.prune, random_data=random_data)
+        if schedule is not None:
+            from thinet_onnx import rounds  # noqa: PLC0415
+
+            run = partial(rounds.prune, schedule=rounds.Schedule(*schedule))
+        interrupts.raise_from_now()
         with shared.watched(quiet or not ranks.first) as progress:
             common: dict[str, Any] = {
                 "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "ranks": ranks,
                 "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
             }  # fmt: skip
-            if schedule is None:
-                from thinet_onnx import pipeline  # noqa: PLC0415
-
-                result = pipeline.prune(model, data, options, random_data=random_data, **common)
-            else:
-                from thinet_onnx import rounds  # noqa: PLC0415
-
-                result = rounds.prune(model, data, options, rounds.Schedule(*schedule), **common)
+            result = run(model, data, options, **common)
         if ranks.first:
             told = dataclasses.replace(result.report, command=shared.command_line())
             shared.show(told, json_file, quiet, report_file)
@@ -189,13 +198,11 @@ def _check_outputs(
     output: Path, json_file: Path | None, report_file: Path | None, inputs: dict[str, Path | str | None]
 ) -> None:
     """Refuse files that can't be written, or that a run reads."""
-    shared.check_output("OUTPUT", output, inputs)
-    if output.exists() and output.suffix != ".onnx":
-        raise OutputError(f"{output} is there and is no .onnx file: it is not overwritten, name another OUTPUT.")
+    shared.check_output("OUTPUT", output, inputs, ".onnx")
     if json_file is not None:
-        shared.check_output("--json", json_file, {**inputs, "OUTPUT": output})
+        shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
     if report_file is not None:
-        shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file})
+        shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file}, *PAGES)
 
 
 def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:

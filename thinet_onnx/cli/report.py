@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from thinet_onnx import interrupts
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import Debug
-from thinet_onnx.errors import OutputError
 
 EXAMPLE = "thinet-onnx report result.json"
 
@@ -22,11 +22,10 @@ def report(
 ) -> None:
     """Make the page of prune --report from the JSON file of an earlier run."""
     with shared.one_line_errors(debug):
-        output = output or result.with_suffix(".html")
-        shared.check_output("OUTPUT", output, {"RESULT": result})
-        if output.exists() and output.suffix not in (".html", ".htm"):
-            raise OutputError(f"{output} is there and is no .html file: it is not overwritten, name another OUTPUT.")
+        output = output or result.parent / f"{result.stem}.html"
+        shared.check_output("OUTPUT", output, {"RESULT": result}, ".html", ".htm")
 
         from thinet_onnx import page, restore  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         page.write(restore.load_report(result), output)

@@ -1,6 +1,9 @@
 """What commands share: options with the same name mean the same everywhere, errors are one line, files are checked first."""
 
+import errno
+import io
 import math
+import os
 import re
 import shlex
 import sys
@@ -9,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 
-from thinet_onnx import report
+from thinet_onnx import interrupts, report, wording
 from thinet_onnx.cli.bars import Bars
 from thinet_onnx.errors import OptionError, OutputError, StateError, ThinetError
 from thinet_onnx.joined import join
@@ -78,21 +81,34 @@ Classes = Annotated[Path | None, option(REPORT, "FILE", "Names of the classes fo
 Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
 
 
+NO_MEMORY = "There is not enough memory ({}); take fewer samples or smaller inputs."
+
+
 @contextmanager
 def one_line_errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
-    """End the command with code 2 and one line for a ThinetError, with 130 when interrupted."""
+    """End the command with code 2 and one line for a ThinetError or want of memory, with 130 when interrupted.
+
+    Of several processes the first one tells; what ends one of them alone it tells itself, too.
+    """
     try:
         with ranks.agreeing():
             yield
-    except ThinetError as error:
+    except (ThinetError, MemoryError) as error:
         if debug:
             traceback.print_exc()
-        if ranks.speaks:
-            typer.echo(f"thinet-onnx: error: {' '.join(str(error).splitlines())}", err=True)
-        raise typer.Exit(2) from None
+        if not ranks.speaks and isinstance(error, ThinetError):
+            raise typer.Exit(2) from None
+        _complain(str(error) if isinstance(error, ThinetError) else NO_MEMORY.format(error or "allocation failed"))
     except KeyboardInterrupt:
-        typer.echo("thinet-onnx: interrupted", err=True)
-        raise typer.Exit(130) from None
+        typer.echo(interrupts.MESSAGE, err=True)
+        raise typer.Exit(interrupts.CODE) from None
+
+
+def _complain(message: str) -> NoReturn:
+    """Print one line, whatever a name from a file holds, and end the command with code 2."""
+    line = " ".join(message.splitlines())
+    typer.echo(f"thinet-onnx: error: {wording.printable(line)}", err=True)
+    raise typer.Exit(2) from None
 
 
 @contextmanager
@@ -141,7 +157,7 @@ def present(
     """Print a result in its own way, and write it as JSON and as a page if files are named."""
     try:
         if not quiet:
-            render(result, Console(highlight=False))
+            _print(result, render)
     finally:  # a reader that closed the pipe early still gets the files
         if json_file is not None:
             report.write_json(result, json_file)
@@ -156,6 +172,18 @@ def command_line() -> str:
     """The command as it could be typed again; empty where a command's function is called without one."""
     arguments = ARGUMENTS.get()
     return shlex.join(["thinet-onnx", *arguments]) if arguments else ""
+
+
+def _print(result: Shown, render: Callable[[Shown, Console], None]) -> None:
+    """Print a result; a reader that has gone away is none of our business, a full disk is."""
+    try:
+        render(result, Console(highlight=False))
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        sys.stdout = io.StringIO()  # what is left in the buffer would fail again at the end
+        raise OutputError(f"The report can't be printed ({error.strerror}).") from None
 
 
 def floats(option: str, text: str | None) -> tuple[float, ...]:
@@ -174,18 +202,37 @@ def floats(option: str, text: str | None) -> tuple[float, ...]:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", text.lower())
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
     if match is None:
         raise OptionError(f"--resize {text!r} is not understood: write height x width, such as 224x320, or one number.")
     return int(match[1]), int(match[2] or match[1])
 
 
-def check_output(name: str, path: Path, others: Mapping[str, str | Path | None]) -> None:
-    """Refuse, before the work and not after it, a file that can't be written or that is one of `others`."""
+def check_output(name: str, path: Path, others: Mapping[str, str | Path | None], *suffixes: str) -> None:
+    """Refuse, before the work and not after it, a file that can't be written or that is one of `others`.
+
+    A file that is there already is only overwritten if its name ends in one of `suffixes`.
+    """
     for other_name, other in others.items():
         if other is not None and _same_file(path, Path(other)):
             raise OutputError(f"{name} and {other_name} are the same file, {path}: write to another one.")
     report.check_writable(path)
+    if path.exists() and path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path} is there and is no {suffixes[0]} file: it is not overwritten, name another {name}.")
+
+
+def check_folder(name: str, path: Path, others: Mapping[str, str | Path | None]) -> None:
+    """Refuse, before the work and not after it, a folder that can't be made, or in whose place a file is or will be."""
+    for other_name, other in others.items():
+        if other is not None and _same_file(path, Path(other)):
+            raise OutputError(f"{name} and {other_name} are the same, {path}: name another folder.")
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise OutputError(f"{name} {path}: {there} is no folder; name another one.")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"{name} {path}: no permission to write in {there}.")
 
 
 def storage(
@@ -208,4 +255,4 @@ def storage(
 def _same_file(one: Path, other: Path) -> bool:
     with suppress(OSError):
         return one.samefile(other)
-    return one.resolve() == other.resolve()
+    return os.path.realpath(one) == os.path.realpath(other)

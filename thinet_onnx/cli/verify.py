@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from thinet_onnx import interrupts
 from thinet_onnx.check_options import VerifyOptions, parse_batches, parse_engines
 from thinet_onnx.cli import inputs, shared
 from thinet_onnx.cli.inputs import INPUTS, RUNS, Precision, Seed, Shapes, Threads
@@ -69,11 +70,14 @@ def verify(
         )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         if json_file is not None:
-            shared.check_output("--json", json_file, {"PRUNED": pruned, "--reference": reference, "--data": data})
+            shared.check_output(
+                "--json", json_file, {"PRUNED": pruned, "--reference": reference, "--data": data}, ".json"
+            )
 
         from thinet_onnx import acceptance  # noqa: PLC0415
         from thinet_onnx.acceptance import table  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         with shared.watched(quiet) as progress:
             result = acceptance.verify_pruned(
                 pruned, reference, data, options, preprocess=pixels, random_data=random_data, progress=progress

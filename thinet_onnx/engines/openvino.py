@@ -31,7 +31,7 @@ class OpenVino:
 
     def __init__(self, precision: Precision = "fp32", threads: int = 0) -> None:
         if (complaint := self.missing()) is not None:
-            raise OptionError(complaint)
+            raise OptionError(f"{complaint}.")
         import openvino  # noqa: PLC0415
 
         self._core, self._precision = openvino.Core(), precision

@@ -28,7 +28,7 @@ class TensorRT:
 
     def __init__(self, precision: Precision = "fp32", threads: int = 0) -> None:  # noqa: ARG002
         if (complaint := self.missing()) is not None:
-            raise OptionError(complaint)
+            raise OptionError(f"{complaint}.")
         try:
             import tensorrt  # noqa: PLC0415
             from polygraphy.backend import trt as backend  # noqa: PLC0415

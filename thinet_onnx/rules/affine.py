@@ -33,8 +33,8 @@ def _batch_norm(graph: Graph, node: Node, name: str) -> NDArray[Any] | None:
     gamma, variance = graph.fold(node.inputs[1]), graph.fold(node.inputs[4])
     if name != node.inputs[0] or gamma is None or variance is None:
         return None
-    spread = np.sqrt(np.asarray(variance, np.float64) + float(node.attrs.get("epsilon", 1e-5)))
-    return np.asarray(np.asarray(gamma, np.float64) / spread)
+    squared = np.asarray(variance, np.float64) + float(node.attrs.get("epsilon", 1e-5))
+    return np.asarray(gamma, np.float64) / np.sqrt(squared) if (squared > 0).all() else None
 
 
 def _factor(graph: Graph, node: Node, name: str) -> NDArray[Any] | None:
@@ -42,7 +42,10 @@ def _factor(graph: Graph, node: Node, name: str) -> NDArray[Any] | None:
     value = graph.fold(other)
     if value is None or (node.op == "Div" and node.inputs[0] != name):
         return None
-    return np.asarray(value, np.float64) if node.op == "Mul" else 1.0 / np.asarray(value, np.float64)
+    factor = np.asarray(value, np.float64)
+    if node.op == "Mul":
+        return factor
+    return 1.0 / factor if factor.all() else None
 
 
 def _shift(graph: Graph, node: Node, name: str) -> NDArray[Any] | None:

@@ -137,7 +137,7 @@ class Objective:
         outputs = [place.output for place in places]
         for name in options.output_weights:
             if name not in outputs:
-                raise OptionError(f"--output-weights: the network has no output {name!r}; it has {', '.join(outputs)}.")
+                raise OptionError(f"--output-weight: the network has no output {name!r}; it has {', '.join(outputs)}.")
         weighed = [options.distill * options.output_weights.get(place.output, 1.0) for place in places]
         self._temperature = options.temperature
         self._outputs = [_term(p, seen[p.tensor], w) for p, w in zip(places, weighed, strict=True)]
@@ -151,7 +151,7 @@ class Objective:
             raise OptionError("Every output has the weight 0, so nothing is to be learned: give one of them another.")
         if self._label_weight and self._classes is None:
             raise OptionError(
-                "Labels are to be learned, but no output looks like class scores: leave label_weight out."
+                "Labels are to be learned, but no output looks like class scores: leave --label-weight out."
             )
 
     @property
@@ -186,8 +186,8 @@ class Objective:
         assert self._user is not None
         try:
             result = self._user(outputs, batch)
-        except Exception as error:
-            raise OptionError(f"--loss: the function failed with {type(error).__name__}: {error}.") from error
+        except (Exception, SystemExit) as error:
+            raise OptionError(f"--loss: the function failed with {_told(error)}; mend the script.") from error
         if not isinstance(result, Tensor) or result.numel() != 1:
             raise OptionError("--loss: the function must return a tensor of one element, the mean over the batch.")
         return result.reshape(())
@@ -200,6 +200,12 @@ class Objective:
         return int((best[0] == best[1]).sum()), len(best[0])
 
 
+def _told(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def user_loss(text: str) -> UserLoss:
     """The function that `script.py:function` names.
 
@@ -207,7 +213,7 @@ def user_loss(text: str) -> UserLoss:
     `teacher`, the teacher's outputs by name; it returns the mean loss over the batch.
 
     Raises:
-        OptionError: there is no such script or function.
+        OptionError: there is no such script or function, or the script fails.
     """
     stem, _, function = text.rpartition(".py:")
     path = Path(f"{stem}.py")
@@ -219,6 +225,8 @@ def user_loss(text: str) -> UserLoss:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"--loss {text}: {path} failed with {_told(error)}; mend the script.") from error
     finally:
         sys.path.pop(0)
     found = getattr(module, function, None)

@@ -1,9 +1,11 @@
 """What can be asked of fine-tuning, and what comes back: frozen data. Needs no PyTorch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from thinet_onnx.check_options import check_seed
 from thinet_onnx.errors import OptionError
 from thinet_onnx.result import Fidelity, Scores
 
@@ -95,12 +97,19 @@ class FinetuneOptions:
             raise OptionError("--mix and --label-weight contradict each other: a mixed image has no label.")
         if self.compile and self.batch_norm == "learned":
             raise OptionError("--compile and --batch-norm learned don't go together: leave one of them out.")
-        if self.rate <= 0 or self.temperature <= 0:
-            raise OptionError("The learning rate and the temperature must be positive.")
+        for name, positive in (("learning_rate", self.rate), ("temperature", self.temperature)):
+            if positive <= 0:
+                raise OptionError(f"{_flag(name)} {positive:g}: it must be positive.")
         if not (self.distill or self.feature_weight or self.label_weight or self.loss):
-            raise OptionError("Nothing is to be learned: give one of distill, feature_weight, label_weight and loss.")
+            raise OptionError(
+                "Nothing is to be learned: give one of --distill, --feature-weight, --label-weight and --loss."
+            )
 
     def _check_ranges(self) -> None:
+        check_seed(self.seed)
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise OptionError(f"{_flag(name)} {value}: it must be a number.")
         for name in ("epochs", "steps", "batch", "validate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

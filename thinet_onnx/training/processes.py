@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from thinet_onnx.errors import OptionError
+
 
 class _Total(torch.autograd.Function):
     """The sum of a tensor over all processes. Each of them sees the sum, so the gradients are summed as well."""
@@ -79,7 +81,14 @@ class Processes:
 
 
 def find_device(name: str) -> torch.device:
-    """The device by its name; `auto` is the fastest there is."""
+    """The device by its name; `auto` is the fastest there is.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
+        raise OptionError(f"--device {name}: PyTorch finds none here; use --device auto, or cpu.")
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():

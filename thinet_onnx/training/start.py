@@ -21,7 +21,7 @@ from thinet_onnx.training.checkpoints import Folder, fingerprint
 from thinet_onnx.training.feeding import Feeding, variation
 from thinet_onnx.training.loop import Loop
 from thinet_onnx.training.losses import Objective, check_features, shared_features, sources
-from thinet_onnx.training.networks import Network, Teacher, works_together
+from thinet_onnx.training.networks import Network, Teacher, Tensors, works_together
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
 from thinet_onnx.training.processes import Processes, find_device, has_short
 
@@ -43,9 +43,11 @@ def run(
     rows, held = _divided(data, options, held)
     if options.label_weight and data.labels is None:
         raise OptionError(
-            f"Labels are to be learned, but there are none in {data.description}: leave label_weight out."
+            f"Labels are to be learned, but there are none in {data.description}: leave --label-weight out."
         )
     _compare(pruned, cut, data, held[0])
+    if options.label_weight:
+        check_labels(pruned, data)
     processes = Processes(find_device(options.device))
     try:
         loop = _made_ready(pruned, teacher, cut, data, rows, held, options, processes)
@@ -102,6 +104,7 @@ def _made_ready(
     student = Network(pruned, cut, names, device, **how)
     original = Teacher(teacher, names, device, **how)
     one, two = data.batch(held[:1]), data.batch(rows[:1])
+    _check_comparable(student(one), original(one), names)
     together = data.stackable and works_together(student, original, one, two, data.batch([held[0], rows[0]]))
     size = options.batch if together else 1
     seen = [original(data.batch(rows[:_SEEN][first : first + size])) for first in range(0, len(rows[:_SEEN]), size)]
@@ -109,6 +112,40 @@ def _made_ready(
     varied = variation(options.flip, options.crop, options.layout, graph.inputs, options.mix)
     feeding = Feeding(data, rows, options.batch, options.seed, varied)
     return Loop(student, original, objective, feeding, data, held, options, processes, together=together)
+
+
+def check_labels(model: onnx.ModelProto, data: Source) -> None:
+    """Refuse labels that can't be classes of a network.
+
+    Raises:
+        DataError: one is below 0, or the network doesn't tell as many classes apart.
+    """
+    (answer,) = runtime.outputs(model, [data.batch([0])])
+    if (unfit := verify.unfit_labels(answer, data.labels)) is not None:
+        raise DataError(f"{data.description}: its {unfit}; number them from 0.")
+
+
+@torch.no_grad()
+def _check_comparable(student: Tensors, original: Tensors, names: Sequence[str]) -> None:
+    """Refuse tensors of other shapes, and answers that are no numbers.
+
+    Raises:
+        ModelError: with the first tensor by which the networks can't be compared.
+    """
+    for name in names:
+        own, other = student[name], original[name]
+        if own.shape != other.shape:
+            shapes = [tuple(tensor.shape) for tensor in (own, other)]
+            raise ModelError(
+                f"The tensor {name!r}, by which the networks are compared, has the shape {shapes[0]} in the pruned one and "
+                f"{shapes[1]} in the original; give the file that the pruned one was made from."
+            )
+        for whose, tensor in (("pruned network", own), ("original", other)):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ModelError(
+                    f"The tensor {name!r} of the {whose} is NaN or infinite on the data; look for such values among its "
+                    "weights, and check how the data are scaled."
+                )
 
 
 def _features(
@@ -125,7 +162,7 @@ def _features(
     shapes = [runtime.observed_shapes(graph, feeds) for graph in (student, original)]
     found = tuple(shared_features(student, original, shapes, _FEATURES))
     if not found:
-        raise OptionError("The networks have no inner tensor in common to compare: leave feature_weight out.")
+        raise OptionError("The networks have no inner tensor in common to compare: leave --feature-weight out.")
     return found
 
 

@@ -1,0 +1,117 @@
+"""The fuzzer finds what it is made to find, makes every case again from its seed, and finds nothing in a short run."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+import small_models
+
+TOOL = Path(__file__).parents[1] / "tools" / "fuzz.py"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork, pidfd and limits of resources are Linux's")
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture
+def mutations() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutations", TOOL.with_name("mutations.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
+    onnx.save(small_models.plain(), tmp_path / "plain.onnx")
+    onnx.save(small_models.residual(), tmp_path / "residual.onnx")
+    failed = tmp_path / "failed"
+    told = run(str(tmp_path), "--cases", "40", "--seed", "1", "--prune", "0.1", "--save", str(failed), "--strict")
+    found = re.fullmatch(
+        r"40 cases of 2 files in \d+ s, seed 1: (\d+) accepted, (\d+) refused, 0 with a traceback, 0 over 30 s, "
+        r"0 killed by a signal, 0 with files left behind\n",
+        told,
+    )
+    assert found, told
+    assert int(found[1]) + int(found[2]) == 40
+    assert int(found[1]) >= 5
+    assert int(found[2]) >= 15
+    assert not failed.exists()
+
+
+BROKEN = """
+import os, pathlib, signal, sys, time
+sys.path.insert(0, {tools!r})
+import fuzz
+
+def broken():
+    match pathlib.Path("model.onnx").read_bytes():
+        case b"bug": raise ValueError("a defect")
+        case b"loop":
+            while True: pass
+        case b"crash": os.kill(os.getpid(), signal.SIGSEGV)
+        case b"litter": pathlib.Path("out.onnx.tmp").touch()
+        case b"hoard": bytearray(3 << 30)
+        case b"" if "prune" in sys.argv: pathlib.Path("out.onnx").touch()
+        case b"noise": print("careful", file=sys.stderr)
+        case b"refused": sys.exit(print("thinet-onnx: error: no.", file=sys.stderr) or 2)
+
+fuzz.cli.main = broken
+sys.argv = ["fuzz", "--replay", "--timeout", "1", "--memory", "500", *sys.argv[1:]]
+sys.exit(fuzz.main())
+"""
+
+
+def test_every_kind_of_failure_is_seen_and_named(tmp_path: Path) -> None:
+    kinds = {
+        "bug": "traceback", "loop": "hang", "crash": "killed", "litter": "litter", "hoard": "traceback",
+        "noise": "traceback", "refused": "refused", "": "accepted",
+    }  # fmt: skip
+    files = [tmp_path / f"{content}.onnx" for content in kinds]
+    for file, content in zip(files, kinds, strict=True):
+        file.write_bytes(content.encode())
+    code = BROKEN.format(tools=str(TOOL.parent))
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    for file, kind in zip(files, kinds.values(), strict=True):
+        assert f"{file}: {kind} (" in done.stdout
+    assert "ValueError: a defect" in done.stdout
+    assert "SIGSEGV" in done.stdout
+    assert "MemoryError" in done.stdout
+    assert "out.onnx.tmp" in done.stdout
+
+
+def test_a_case_is_made_again_from_its_seed(mutations: ModuleType) -> None:
+    one, other = small_models.plain().SerializeToString(), small_models.residual().SerializeToString()
+    cases = [mutations.mutate(one, other, np.random.default_rng([3, case])) for case in range(120)]
+    assert cases == [mutations.mutate(one, other, np.random.default_rng([3, case])) for case in range(120)]
+    used = {name for names, _ in cases for name in names.split("+")}
+    assert used == {*mutations.BYTES, *mutations.PROTOS, "splice"}
+    assert sum(damaged != one for _, damaged in cases) > 100
+
+
+def test_most_damage_is_done_outside_of_weights(mutations: ModuleType) -> None:
+    whole = small_models.plain().SerializeToString()
+    rng = np.random.default_rng(0)
+    weights = sum(
+        len(tensor.raw_data) for tensor in small_models.plain().graph.initializer if len(tensor.raw_data) > 64
+    )
+    assert weights > 0.5 * len(whole)
+    spans = mutations._weights(whole)
+    assert sum(end - start for start, end in spans) == weights
+    hits = [
+        any(start <= place < end for start, end in spans)
+        for place in (mutations._place(whole, rng) for _ in range(500))
+    ]
+    assert np.mean(hits) < 0.2

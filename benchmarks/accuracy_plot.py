@@ -1,4 +1,4 @@
-"""A picture of what `accuracy.py` measured: the metric against the MACs that remain."""
+"""A picture of what `accuracy.py` measured: the metric against the MACs that remain; needs `pip install matplotlib`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,6 +7,8 @@
 A row is a way of this package to reconstruct (`none`, `scale`, `full`, `joint`) or the name of a peer (`peers.py`; takes
 onnxsim, torch and torch-pruning): all are trained by `thinet_onnx.finetune` with the same options on the same images,
 without labels. `--images` takes so many of the training images at random, so that an epoch is a pass over these.
+Networks without classes (`--labels none`) are measured by `error`, ‖after − before‖ / ‖before‖ of the
+outputs in percent. With `--test` the same folder as `--calibration`, images that don't calibrate test, and those that do train.
 `tools/cifar10.py` makes the file of all training images. Calibration and pruning are those of `accuracy.py`, seed 0.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from accuracy_cases import Case
+from accuracy_cases import Case, Task
 from accuracy_measure import Reference, open_data
 from peers import Problem, UnavailableError, find
 
@@ -43,10 +45,16 @@ def pruned(
     return peer.prune(problem).model
 
 
+def _percent(row: dict[str, Any], name: str) -> str:
+    return f"{100 * row[name]:6.2f}" if name in row else f"{'–':>6s}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "calibration", "train", "test"):
+    for name in ("model", "calibration", "test"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--train", type=Path, help="training images (default: those that calibrate)")
+    parser.add_argument("--labels", choices=("data", "none"), default="data", help="whether there are classes to count")
     parser.add_argument("--mean", default=None)
     parser.add_argument("--std", default=None)
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
@@ -60,17 +68,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     pixels = {"mean": floats("--mean", args.mean), "std": floats("--std", args.std)}
-    case = Case(args.model, args.calibration, args.test, (args.target / 100,), samples=args.samples, pixels=pixels)
+    task: Task = "scores" if args.labels == "data" else "other"
+    case = Case(
+        args.model, args.calibration, args.test, (args.target / 100,), samples=args.samples, pixels=pixels, labels=args.labels,
+        task=task,
+    )  # fmt: skip
     source, test = open_data(case, args.seed)
     reference = Reference(case, test)
-    train = open_source(
-        args.train, open_model(case.model, {}).inputs, Preprocess(**pixels), samples=args.images, seed=args.seed
-    )
+    train = source
+    if args.train is not None:
+        inputs = open_model(case.model, {}).inputs
+        train = open_source(args.train, inputs, Preprocess(**pixels), samples=args.images, seed=args.seed)
     rows: list[dict[str, Any]] = []
     print(
-        f"dense {100 * reference.measure(case.model)['accuracy']:.2f}% on {len(test)} images; {train.description} train"
+        f"dense {_percent(reference.measure(case.model), 'accuracy').strip()}% on {len(test)} images; {train.description} train"
     )
-    print(f"{'row':24s} {'MACs':>6s} {'epochs':>6s} {'top-1':>6s} {'agrees':>6s} {'seconds':>8s}")
+    print(f"{'row':24s} {'MACs':>6s} {'epochs':>6s} {'top-1':>6s} {'agrees':>6s} {'error':>7s} {'seconds':>8s}")
     for name in args.rows:
         try:
             start = pruned(name, case, args.scope, args.target / 100, source, reference, args.seed)
@@ -85,8 +98,8 @@ def main() -> None:
                 model = tuning.finetune(start, case.model, train, options, preprocess=Preprocess(**pixels)).model
             row = {"row": name, "epochs": epochs, "seconds": time.perf_counter() - began, **reference.measure(model)}
             rows.append(row)
-            print(f"{name:24s} {100 * row['macs']:6.1f} {epochs:6d} {100 * row['accuracy']:6.2f} "
-                  f"{100 * row['agreement']:6.2f} {row['seconds']:8.1f}", flush=True)  # fmt: skip
+            print(f"{name:24s} {_percent(row, 'macs')} {epochs:6d} {_percent(row, 'accuracy')} {_percent(row, 'agreement')} "
+                  f"{100 * row['error']:7.3f} {row['seconds']:8.1f}", flush=True)  # fmt: skip
             if args.json:
                 args.json.write_text(json.dumps({"command": shlex.join(sys.argv), "rows": rows}, indent=1) + "\n")
 

@@ -12,13 +12,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))  # "default"
 
 ZOO_ABSENT = "no folder of real models beside the repository (../shared/zoo)"
 NO_BROWSER = "no Chromium or Chrome, or no Playwright to drive it"
+NO_MKDOCS = "no MkDocs (pip install '.[docs]')"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     told = {
         f"{count} tests {what} were skipped: {why}."
-        for what, why in (("on real models", ZOO_ABSENT), ("of the page in a browser", NO_BROWSER))
+        for what, why in (
+            ("on real models", ZOO_ABSENT),
+            ("of the page in a browser", NO_BROWSER),
+            ("of the site", NO_MKDOCS),
+        )
         if (count := sum(why in reason for reason in skipped))
     }
     if told:

@@ -90,6 +90,7 @@ def with_names(names: tuple[str, ...]) -> Report:
             1800,
         ),
         command=" ".join(names),
+        config="\n".join(names),
         finished="2026-01-02T03:04:05+00:00",
     )  # fmt: skip
 

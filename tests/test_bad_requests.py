@@ -388,8 +388,6 @@ PRUNE = "prune net.onnx out.onnx --data data.npz"
     ("--report /proc/r.html", "/proc/r.html can't be written"),
     ("--json /proc/r.json", "/proc/r.json can't be written"),
     ("--report pipe", "pipe can't be written: it is a device or a pipe"),
-    ("--classes notes.txt", "--task and --classes say how a report shows outputs: ask for one"),
-    ("--task detect", "--task and --classes say how a report shows outputs: ask for one"),
     ("--report r.html --task boxes", "--task 'boxes' is unknown"),
     ("--report r.html --classes gone.txt", "--classes gone.txt can't be read"),
     ("--report r.html --classes folder", "--classes folder can't be read .it is a folder"),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -327,12 +328,12 @@ def test_inspect_does_not_write_over_the_model(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("command", ["prune", "inspect"])
-def test_the_example_in_the_help_runs(pipeline: Pipeline, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_help_is_understood(pipeline: Pipeline, command: str) -> None:
     (epilog,) = [entry.epilog for entry in cli.app.registered_commands if entry.callback.__name__ == command]
     introduction, program, *arguments = shlex.split(epilog)
     assert (introduction, program, arguments[0]) == ("Example:", "thinet-onnx", command)
     assert " ".join(epilog.split()) in " ".join(run(command, "--help").stdout.split())
-    monkeypatch.chdir(ROOT)
+    Path("models").symlink_to(ROOT / "models")
     assert run(*arguments).exit_code == 0
     assert len(pipeline.calls) == 1
 
@@ -374,6 +375,57 @@ def test_bars_only_on_a_terminal_and_not_when_quiet(pipeline: Pipeline, monkeypa
     loud, quiet = pipeline.calls
     assert isinstance(loud.progress, bars.Bars)
     assert isinstance(quiet.progress, Silent)
+
+
+def test_lines_on_stderr_when_verbose(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.prune.prune(Path("net.onnx"), data="images", verbose=True)
+    progress = pipeline.calls[0].progress
+    capsys.readouterr()
+    progress.start("Weighing the [groups]", 2)
+    progress.advance()
+    progress.note("conv1, 64 channels: sensitivity 0.3")
+    progress.start("Measuring", 1)
+    progress.close()
+    progress.close()
+    out, told = capsys.readouterr()
+    assert out == ""
+    note, first, last = told.splitlines()
+    assert note == "  conv1, 64 channels: sensitivity 0.3"
+    assert re.fullmatch(r"Weighing the \[groups\]: 2 steps, 0\.0 s", first)
+    assert re.fullmatch(r"Measuring: 1 step, 0\.0 s", last)
+
+
+def test_quiet_and_verbose_contradict_each_other(pipeline: Pipeline) -> None:
+    assert "--quiet and --verbose contradict each other" in error_line(prune("-q", "-v"))
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("prune a.onnx --method th", {"thinet", "thinet-omp", "thinet-sampled"}),
+        ("prune a.onnx --engine o", {"ort", "openvino"}),
+        ("prune a.onnx --target l", {"latency=60%"}),
+        ("prune a.onnx --task detect:c", {"detect:cxcywh"}),
+        ("prune a.onnx --config missing.toml --scope ", {"inner", "all"}),
+        ("verify a.onnx --for t", {"tensorrt"}),
+        ("bench a.onnx --precision b", {"bf16"}),
+        ("finetune a.onnx --device c", {"cpu", "cuda"}),
+        ("fin", {"finetune"}),
+        ("prune --recon", {"--reconstruct"}),
+    ],
+)
+def test_a_shell_is_offered_what_fits(words: str, offered: set[str]) -> None:
+    typed = f"thinet-onnx {words}"
+    env = {
+        "_THINET_ONNX_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1)
+    }  # fmt: skip
+    outcome = CliRunner(env=env).invoke(cli.app, [], prog_name="thinet-onnx")
+    assert {word for word in outcome.stdout.split() if word} == offered
+
+
+def test_exit_codes_stand_in_the_help() -> None:
+    told = " ".join(run("--help").stdout.split())
+    assert "Exit codes: 0 done; 1 a check of verify was missed" in told
 
 
 def test_bars_show_stage_count_and_time() -> None:

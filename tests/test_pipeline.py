@@ -557,8 +557,10 @@ def test_names_and_notes_of_the_file_survive() -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = "classes", "a,b,c"
     result = thinet_onnx.prune(model, images(), keep=0.5).model
-    for field in ("doc_string", "producer_name", "ir_version", "opset_import", "metadata_props"):
+    for field in ("doc_string", "producer_name", "ir_version", "opset_import"):
         assert getattr(result, field) == getattr(model, field)
+    assert [entry.key for entry in result.metadata_props] == ["classes", "thinet_onnx.config"]
+    assert result.metadata_props[0] == entry
     assert result.graph.doc_string == "its graph"
     assert [(n.name, n.op_type, n.doc_string) for n in result.graph.node] == [
         (n.name, n.op_type, n.doc_string) for n in model.graph.node

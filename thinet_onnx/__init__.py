@@ -142,6 +142,7 @@ def prune(
     from pathlib import Path
 
     from thinet_onnx import pipeline
+    from thinet_onnx.config import of_prune
     from thinet_onnx.data import Preprocess
     from thinet_onnx.options import PruneOptions, Show, Storage, Target
 
@@ -153,9 +154,11 @@ def prune(
         drop_branches=drop_branches, preset=preset, engine=engine,
         latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
     )  # fmt: skip
+    preprocess = Preprocess(**pixels)
+    asked = {"random-data": random_data, "test-data": None if test_data is None else os.fspath(test_data)}
     return pipeline.prune(
-        model, data, options, preprocess=Preprocess(**pixels), random_data=random_data, test_data=test_data, output=output,
-        show=Show.of(task, classes, examples),
+        model, data, options, preprocess=preprocess, random_data=random_data, test_data=test_data, output=output,
+        show=Show.of(task, classes, examples), config=of_prune(options, preprocess, data, asked),
         storage=Storage(*(None if path is None else Path(path) for path in (state, save_moments, from_moments))),
     )  # fmt: skip
 

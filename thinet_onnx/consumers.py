@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from thinet_onnx.graph import Array
+from thinet_onnx.graph import Array, Graph
 from thinet_onnx.groups import Analysis
 from thinet_onnx.labels import Ids
 from thinet_onnx.rules import Linear
@@ -102,6 +102,22 @@ def collect(analysis: Analysis, layers: Iterable[Linear] | None = None) -> list[
     consumers.sort(key=lambda consumer: max(use.node.index for use in consumer.uses))
     _settle_sums(analysis, consumers)
     return consumers
+
+
+def late_biases(analysis: Analysis, consumers: Iterable[Consumer]) -> dict[Consumer, str]:
+    """Biases that are computed when the network runs, but are the same for all data: constants that take on the type of one."""
+    names = {c: c.layer.node.operand(c.layer.bias) for c in consumers if not c.bias_known and c.layer.bias is not None}
+    return {consumer: name for consumer, name in names.items() if _same_for_all(analysis.graph, name)}
+
+
+def _same_for_all(graph: Graph, name: str) -> bool:
+    if name in graph.derived:
+        return True
+    node = graph.producer.get(name)
+    if node is None or node.captured or node.op.startswith("Random"):
+        return False
+    values = node.inputs[:1] if node.op == "CastLike" else node.inputs
+    return all(_same_for_all(graph, operand) for operand in values if operand)
 
 
 def describe(analysis: Analysis, uses: list[Linear]) -> Consumer | None:

@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from thinet_onnx import protos
+from thinet_onnx.errors import OutputError
 
 Array = np.ndarray[Any, Any]
 
@@ -112,13 +113,29 @@ def array(tensor: TensorProto) -> Array:
     return np.memmap(where["location"], dtype, "r", int(where.get("offset", 0)), tuple(tensor.dims))
 
 
+def put_aside(value: Array, file: Path) -> None:
+    """Write the values of an array to a temporary file.
+
+    Raises:
+        OutputError: there is no room for it.
+    """
+    try:
+        np.ascontiguousarray(value).tofile(file)
+    except OSError as error:  # NumPy's own has no number and counts elements
+        file.unlink(missing_ok=True)
+        raise OutputError(
+            f"{value.nbytes:,} bytes can't be put aside in {file.parent.parent} ({error.strerror or 'no space left'}); free "
+            "space there, or name another folder for temporary files in TMPDIR."
+        ) from None
+
+
 def store(tensor: TensorProto, value: Array) -> None:
     """Give an external tensor a new value (its dims follow), in a temporary file."""
     if not _folders:
         _folders.append(Path(tempfile.mkdtemp(prefix="thinet-")))
         atexit.register(shutil.rmtree, _folders[0], ignore_errors=True)
     file = _folders[0] / f"{next(_numbers)}.bin"
-    np.ascontiguousarray(value).tofile(file)
+    put_aside(value, file)
     del tensor.dims[:]
     tensor.dims.extend(value.shape)
     _point(tensor, file, 0, value.nbytes)

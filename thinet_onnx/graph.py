@@ -226,8 +226,8 @@ def _is_integer(operands: list[Array | None]) -> bool:
     return any(o is not None and o.dtype.kind in "iub" for o in operands)
 
 
-def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an .onnx file; external data is read too, or left where it is and checked where the model is over 2 GB.
+def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an .onnx file without its external data.
 
     Raises:
         ModelError: the file is missing, unreadable, truncated or not ONNX.
@@ -250,6 +250,16 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not model.graph.node:
         raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
     sound.check(model, str(file))
+    return model
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an .onnx file; external data is read too, or left where it is and checked where the model is over 2 GB.
+
+    Raises:
+        ModelError: the file or its data is missing, unreadable, truncated, damaged or not ONNX.
+    """
+    file, model = Path(path), read(path)
     try:
         external.attach(model, file.parent)
     except (OSError, ValueError) as error:

@@ -145,6 +145,7 @@ class Search:
         for _ in range(_TRIES):
             widths = self._widths(limit)
             over = self._measure(widths).found.ratio - wanted
+            progress.note(f"cut and timed: {over + wanted:.3f} of the original, {wanted:.3f} wanted")
             progress.advance()
             following = self._next(wanted)
             if -NEAR <= over <= _ABOVE or following is None:

@@ -121,7 +121,8 @@ class Watcher:
             targets = None
             if not self.own:
                 targets = self._answer(use, rows if original is pruned else None, original, picks)
-            _require_numbers(use, original.get(use.x, x), targets)
+            seen = (self.consumer.matrix, self.consumer.bias) if targets is None else (targets,)
+            _require_numbers(use, original.get(use.x, x), *seen)
             if targets is not None and other and original is not pruned:
                 loss = values_at(original[other], use.y_axis, picks) - values_at(pruned[other], use.y_axis, picks)
                 targets += loss * self.consumer.inverse_scale()
@@ -224,10 +225,10 @@ def _ahead(items: Iterator[Tensors]) -> Iterator[Tensors]:
             yield item
 
 
-def _require_numbers(use: Linear, x: Array, targets: Array | None) -> None:
-    """Raise ModelError if a layer reads or answers what is NaN, infinite or too large to be summed up."""
+def _require_numbers(use: Linear, *arrays: Array) -> None:
+    """Raise ModelError if what a layer reads, is made of or answers is NaN, infinite or too large to be summed up."""
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = [values.sum(dtype=np.float32) for values in (x, targets) if values is not None]
+        sums = [values.sum(dtype=np.float32) for values in arrays]
     if not np.isfinite(sums).all():
         raise ModelError(
             f"The layer {use.node.title!r} computes NaN, infinite or huge values on the calibration data; look for such "

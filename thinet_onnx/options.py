@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,11 +41,13 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """Read `macs=50%`, `params=0.5`, `macs=2.0G` (k, M, G, T are decimal), `latency=60%`, `latency=4.0ms` (us, ms, s).
+        """Read `macs=50%`, `params=0.5`, `macs=2.0G` (or 2e9; k, M, G, T are decimal), `latency=60%`, `latency=4.0ms` (us, s).
 
         Raises OptionError if the text is none of these.
         """
-        match = re.fullmatch(r"(macs|params|latency)=([0-9.]+)\s*(%|[kKmMgGtT]?|[uµm]?s)", text.strip())
+        match = re.fullmatch(
+            r"(macs|params|latency)=([0-9.]+(?:e[+-]?[0-9]+)?)\s*(%|[kKmMgGtT]?|[uµm]?s)", text.strip()
+        )
         try:
             if match is None or not math.isfinite(float(match[2])):
                 raise ValueError
@@ -53,8 +56,9 @@ class Target:
             if not share and suffix not in (_UNITS if kind == "latency" else _SUFFIXES):
                 raise ValueError
         except ValueError:
+            shown = text if len(text) < 60 else f"{text[:60]}…"
             raise OptionError(
-                f"--target {text!r} is not understood: write what is to remain, such as macs=50%, params=50%, macs=2.0G, "
+                f"--target {shown!r} is not understood: write what is to remain, such as macs=50%, params=50%, macs=2.0G, "
                 "latency=60% or latency=4.0ms."
             ) from None
         if share:
@@ -278,8 +282,48 @@ class Progress(Protocol):
     def advance(self, steps: int = 1) -> None:
         """`steps` of the stage's `total` are done."""
 
+    def note(self, text: str) -> None:
+        """A line for those who want to know more."""
+
     def close(self) -> None:
         """The run is over."""
+
+
+class Timed:
+    """Passes on to another progress how far a run is, and keeps the seconds of each stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stages: dict[str, float] = {}
+        self._now, self._since = "", 0.0
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage in the order in which they first began, the one that goes on included."""
+        found = dict(self._stages)
+        if self._now:
+            found[self._now] += time.perf_counter() - self._since
+        return found
+
+    def start(self, stage: str, total: int) -> None:
+        """End the stage before, begin this one; a name that comes again adds to its time."""
+        self._stages = self.stages
+        self._stages.setdefault(stage, 0.0)
+        self._now, self._since = stage, time.perf_counter()
+        self._progress.start(stage, total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Pass it on."""
+        self._progress.advance(steps)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._progress.note(text)
+
+    def close(self) -> None:
+        """End the stage, and pass it on."""
+        self._stages, self._now = self.stages, ""
+        self._progress.close()
 
 
 class Silent:
@@ -289,6 +333,9 @@ class Silent:
         """Ignore it."""
 
     def advance(self, steps: int = 1) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
         """Ignore it."""
 
     def close(self) -> None:

@@ -12,14 +12,15 @@ import numpy as np
 import onnx
 
 from thinet_onnx import data as sources
-from thinet_onnx import examples, external, runtime, summary, verify
+from thinet_onnx import examples, external, protos, runtime, summary, verify
 from thinet_onnx import graph as graphs
 from thinet_onnx.calibration import batched, check_same
+from thinet_onnx.config import KEY as CONFIG
 from thinet_onnx.errors import OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import analyse
 from thinet_onnx.joined import join, joined
-from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage
+from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage, Timed
 from thinet_onnx.plan import PrunePlan
 from thinet_onnx.ranks import Ranks
 from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size
@@ -79,6 +80,7 @@ def prune(
     work: "Callable[[Run], Outcome] | None" = None,
     stopwatch: Stopwatch | None = None,
     storage: Storage | None = None,
+    config: str = "",
     ranks: Ranks | None = None,
 ) -> PruneResult:
     """Prune a model.
@@ -98,6 +100,7 @@ def prune(
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
         storage: what the run keeps on disk, and starts from; the first process writes and reads it.
+        config: what was asked for, as TOML; the pruned model and the report carry it.
         ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
@@ -107,10 +110,11 @@ def prune(
         with joined(join()) as others:
             return prune(
                 model, data, options, preprocess=preprocess, random_data=random_data, test_data=test_data, output=output,
-                show=show, progress=progress, work=work, stopwatch=stopwatch, storage=storage, ranks=others,
+                show=show, progress=progress, work=work, stopwatch=stopwatch, storage=storage, config=config,
+                ranks=others,
             )  # fmt: skip
     started = time.perf_counter()
-    progress = (progress if ranks.first else None) or Silent()
+    progress = Timed((progress if ranks.first else None) or Silent())
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
     if output is not None and ranks.first:
@@ -125,12 +129,14 @@ def prune(
     run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test, ranks)
     try:
         result = work(run) if work is not None else run.work()
+        if config:
+            protos.note(result.model, CONFIG, config)
         report = _report(run, result, random_data, output, started, None if random_data else show)
         if run.kept is not None:
             run.kept.done()
     finally:
         progress.close()
-    return PruneResult(result.model, result.plan, report)
+    return PruneResult(result.model, result.plan, dataclasses.replace(report, config=config, stages=progress.stages))
 
 
 def _open_data(

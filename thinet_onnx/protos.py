@@ -79,6 +79,12 @@ def add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
         model.graph.input.append(declared)
 
 
+def note(model: onnx.ModelProto, key: str, value: str) -> None:
+    """Put an entry into the model's metadata, in place of one with the same key."""
+    entry = next((entry for entry in model.metadata_props if entry.key == key), None) or model.metadata_props.add()
+    entry.key, entry.value = key, value
+
+
 def free_name(name: str, taken: set[str], *suffixes: str) -> str:
     """A name that no tensor has, with none of the suffixes either; all are added to `taken`."""
     while not taken.isdisjoint(name + suffix for suffix in ("", *suffixes)):

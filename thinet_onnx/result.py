@@ -269,7 +269,8 @@ class Report:
     """The answer of `prune`.
 
     `held` names the held-out samples. `tradeoff` is empty where widths weren't chosen by a target, `examples` where none were
-    asked for, `command` from Python. `finished` is the time of day in UTC (ISO 8601).
+    asked for, `command` from Python. `config` is the run as a TOML file that repeats it. `finished` is the time of day in UTC
+    (ISO 8601).
     """
 
     model: str
@@ -298,6 +299,7 @@ class Report:
     examples: Examples = Examples()
     finetune: TuneCurve | None = None
     command: str = ""
+    config: str = ""
     finished: str = ""
     latency_target: LatencyTarget | None = None
 

@@ -22,7 +22,7 @@ from thinet_onnx import pipeline, runtime, surgery, tuning, verify
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.errors import OptionError
 from thinet_onnx.groups import make_plan
-from thinet_onnx.options import Progress, PruneOptions, Show, Silent, Storage
+from thinet_onnx.options import Progress, PruneOptions, Show, Storage
 from thinet_onnx.pipeline import PruneResult
 from thinet_onnx.ranks import Ranks
 from thinet_onnx.run import Outcome, Run
@@ -50,7 +50,7 @@ def prune(
     model: onnx.ModelProto | str | os.PathLike[str], data: Data, options: PruneOptions, schedule: Schedule, *,
     preprocess: sources.Preprocess | None = None, test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None, show: Show | None = None, progress: Progress | None = None,
-    storage: Storage | None = None, ranks: Ranks | None = None,
+    storage: Storage | None = None, config: str = "", ranks: Ranks | None = None,
 ) -> PruneResult:  # fmt: skip
     """Prune and fine-tune a model; `pipeline.prune` with training. All of the data trains, `options.samples` calibrate.
 
@@ -65,6 +65,7 @@ def prune(
         show: which held-out samples the report shows.
         progress: who is told how far the run is.
         storage: what the run keeps on disk, and starts from; the checkpoints of the training at the end lie in its state, too.
+        config: what was asked for, as TOML; the pruned model and the report carry it.
         ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
@@ -80,10 +81,10 @@ def prune(
     setting = open_model(model, options.shapes)
     full = open_data(data, setting, preprocess or sources.Preprocess(), None, options.seed)
     some, rows = sources.sampled(full, options.samples, options.seed)
-    work = partial(_work, trainer=_Trainer(full, rows, schedule, progress or Silent(), storage.state))
+    work = partial(_work, trainer=_Trainer(full, rows, schedule, storage.state))
     return pipeline.prune(
         model, some, options, preprocess=preprocess, test_data=test_data, output=output, show=show, progress=progress,
-        work=work, storage=storage, ranks=ranks,
+        work=work, storage=storage, config=config, ranks=ranks,
     )  # fmt: skip
 
 
@@ -97,7 +98,6 @@ class _Trainer:
     data: sources.Source
     rows: list[int]
     schedule: Schedule
-    progress: Progress
     state: Path | None = None
 
     def train(self, student: onnx.ModelProto, run: Run, epochs: int) -> FinetuneResult:
@@ -106,7 +106,7 @@ class _Trainer:
         held = [self.rows[row] for row in run.held]
         folder = None if self.state is None else self.state / "training"
         with run.ranks.apart():
-            return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=self.progress,
+            return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=run.progress,
                                    folder=folder, resume=folder is not None)  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from thinet_onnx import runtime, summary, surgery, verify, weigh
 from thinet_onnx.batches import Batches
 from thinet_onnx.calibration import Calibration, own_rows
 from thinet_onnx.choose import Chooser, Rebuilt
-from thinet_onnx.consumers import collect
+from thinet_onnx.consumers import Consumer, collect, late_biases
 from thinet_onnx.decide import Decision, decide, given, price, why_not
 from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
@@ -103,6 +103,7 @@ class Run:
         """
         options, analysis = self.options, self.analysis
         consumers = collect(analysis)
+        self._find_biases(consumers)
         chooser = Chooser(analysis, consumers, options)
         candidates = [
             g for g in range(len(analysis.groups)) if chooser.readers[g] and why_not(analysis, g, options) is None
@@ -114,6 +115,22 @@ class Run:
             batches = data.own, self.held_batches
             self.kept = Kept.open(self.storage, self.setting.read, batches, options, summary.versions(), self.ranks)
         return Prepared(Sweep(analysis, consumers, chooser, data, self.progress), candidates)
+
+    def _find_biases(self, consumers: list[Consumer]) -> None:
+        """Look up biases that only a run of the network can tell."""
+        late = late_biases(self.analysis, consumers)
+        if not late:
+            return
+        names = list(dict.fromkeys(late.values()))
+        shown = runtime.runnable(self.model)
+        del shown.graph.output[:]
+        shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        answers = runtime.run(runtime.session(shown), self.source.batch(self.fit[:1]), names)
+        found = dict(zip(names, answers, strict=True))
+        for consumer, name in late.items():
+            value = np.asarray(found[name], np.float64).ravel() * consumer.layer.beta
+            consumer.bias = np.broadcast_to(value, (consumer.layer.out_channels,)).copy()
+            consumer.bias_known = True
 
     def settle(self) -> "Settled":
         """Observe, and decide on widths."""

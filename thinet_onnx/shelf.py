@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from thinet_onnx import external
+
 Array = np.ndarray[Any, Any]
 
 
@@ -70,7 +72,7 @@ class Kept:
             self._value = value if value.flags.owndata else value.copy()
         else:
             self._file = self._shelf.new_file()
-            np.ascontiguousarray(value).tofile(self._file)
+            external.put_aside(value, self._file)
             self._value = np.empty(0)
 
 
@@ -91,7 +93,7 @@ class Shelf:
         One that looks into somebody else's memory is copied: an answer of ONNX Runtime would hold on to all that its session
         has ever allocated.
 
-        Raises OSError where it should go to a file and the disk is full.
+        Raises OutputError where it should go to a file and the disk is full.
         """
         return Kept(self, value)
 

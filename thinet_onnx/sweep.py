@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from thinet_onnx import pairs
+from thinet_onnx import pairs, wording
 from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer
@@ -150,6 +150,9 @@ class Sweep:
                     ahead = len(readers[group]) == 1 and consumer.bias_known  # nothing that changes has run yet
                     rest = self._rest(stream, stop, trial) if ahead else None
                     tried[group] = trial.one(group, views, rest)
+                    name, size = self.analysis.groups[group].name, self.analysis.groups[group].size
+                    felt = wording.figures(tried[group].sensitivity)
+                    self.progress.note(f"{name}, {wording.plural(size, 'channel')}: sensitivity {felt}")
                 for known in list(views):
                     if all(last[group] <= stop for group in last if known in readers[group]):
                         if known in later:
@@ -209,6 +212,8 @@ class Sweep:
         known = self.data.ranks.once(lambda: [] if journal is None else journal.steps(widths, len(touched)))
         now = _Now(dict(views))
         self.progress.start("Pruning, layer by layer", len(touched))
+        if known:
+            self.progress.note(f"{len(known)} of {len(touched)} layers are as an interrupted run left them")
         if len(known) == len(touched):
             for consumer, step in zip(touched, known, strict=True):
                 now.take(step, consumer, joint.get(consumer))
@@ -238,8 +243,10 @@ class Sweep:
                     step = self._step(consumer, pair, zip(dense, thin, strict=True), widths, now)
                     if journal is not None:
                         journal.add(stop, step)
-                for entry in now.take(step, consumer, pair):
+                new = now.take(step, consumer, pair)
+                for entry in new:
                     self._replace(pruned, entry)
+                self._tell(new[0], widths)
                 if pair is not None and len(step.weights) > 1:
                     pruned.again(stop)
                 elif pair is not None:
@@ -275,6 +282,14 @@ class Sweep:
         new = {g: np.sort(chooser.order(g, seen)[groups[g].size - widths[g] :]) for g in mine if g not in now.picks}
         picks = now.picks | new
         return Step(new, (Weights.of(chooser.rebuild(view, {g: picks[g] for g in mine})),))
+
+    def _tell(self, entry: Rebuilt, widths: Sequence[int]) -> None:
+        """A line on a layer that was refitted, and the groups it reads."""
+        readers = self.chooser.readers
+        read = [(group, widths[g]) for g, group in enumerate(self.analysis.groups) if entry.consumer in readers[g]]
+        shrunk = ", ".join(f"{group.name} {group.size} → {width}" for group, width in read if width < group.size)
+        error = "scaled" if entry.error is None else f"relative error {wording.percent(entry.error)}"
+        self.progress.note(f"{entry.consumer.name} reads {shrunk or 'nothing cut'}: {error}")
 
     def _pairs(self, touched: Sequence[Consumer], cut: Sequence[int]) -> dict[Consumer, Pair]:
         """Consumers of cut groups that are refitted together with the layer before them."""

@@ -43,6 +43,11 @@ class Tried:
         """For each number of units that were taken out: how far the output moves for one unit of error."""
         return {gone: moved / max(float(self.errors[gone]), 1e-12) for gone, moved in self.moved.items()}
 
+    @property
+    def sensitivity(self) -> float:
+        """How far the output moves for one unit of error; the median of the rates."""
+        return float(np.median(list(self.rates.values())))
+
 
 class Trial:
     """The original, and a few batches that nothing is fitted on.

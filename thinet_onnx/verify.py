@@ -253,13 +253,13 @@ def require_numbers(names: Sequence[str], outputs: Sequence[Array]) -> None:
     """Refuse a network whose answer is no number.
 
     Raises:
-        ModelError: an output holds NaN.
+        ModelError: an output holds NaN or infinity, from which no distance can be taken.
     """
     for name, value in zip(names, outputs, strict=True):
-        if value.dtype.kind == "f" and np.isnan(value).any():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ModelError(
-                f"The model's output {name!r} is NaN on the calibration data; look for NaN among its weights, "
-                "and check how the data are scaled."
+                f"The model's output {name!r} is NaN or infinite on the calibration data; look for such values among its "
+                "weights, and check how the data are scaled."
             )
 
 

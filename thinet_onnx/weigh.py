@@ -73,7 +73,7 @@ def weigh(tried: Mapping[int, Tried], views: Mapping[Consumer, View], ridges: Ma
         rates = entry.rates
         scaled = entry.errors * np.interp(np.arange(len(entry.errors)), list(rates), list(rates.values()))
         curves[group] = np.maximum.accumulate(scaled)
-        sensitivity[group] = float(np.median(list(rates.values())))
+        sensitivity[group] = entry.sensitivity
     errors = {group: entry.errors for group, entry in tried.items()}
     return Weighed(errors, curves, sensitivity, dict(views), dict(ridges))
 

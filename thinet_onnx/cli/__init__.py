@@ -14,7 +14,13 @@ from typer.core import TyperGroup
 
 from thinet_onnx._version import __version__
 from thinet_onnx.cli import bench, curve, finetune, inspect, prune, report, verify
+from thinet_onnx.cli.config import ConfiguredCommand
 from thinet_onnx.cli.shared import ARGUMENTS
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a check of verify was missed, or a defect (with a traceback); 2 an option, file or target that is "
+    "to be mended, in one line; 130 interrupted."
+)
 
 
 class _Group(TyperGroup):
@@ -28,11 +34,11 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
 )
 
 
@@ -69,4 +75,4 @@ for _command, _example in (
     (inspect.inspect, inspect.EXAMPLE),
     (report.report, report.EXAMPLE),
 ):
-    app.command(epilog=f"Example: {_example}")(_command)
+    app.command(cls=ConfiguredCommand, epilog=f"Example: {_example}")(_command)

@@ -1,8 +1,11 @@
-"""Progress bars on a terminal."""
+"""Progress bars on a terminal, and lines that stay."""
+
+import time
 
 from rich import progress as bars
 from rich.console import Console
 
+from thinet_onnx import wording
 from thinet_onnx.options import Progress
 
 
@@ -36,6 +39,9 @@ class Bars(Progress):
         if self._now is not None:
             self._display.advance(self._now, steps)
 
+    def note(self, text: str) -> None:
+        """Leave it out; `Lines` prints it."""
+
     def close(self) -> None:
         """Clear the bars away."""
         self._finish()
@@ -47,3 +53,39 @@ class Bars(Progress):
             total = self._display.tasks[self._now].total
             self._display.update(self._now, completed=total)
             self._now = None
+
+
+class Lines(Progress):
+    """A line for each stage with its seconds, and one for each note, beside what another progress draws."""
+
+    def __init__(self, console: Console, beside: Progress) -> None:
+        self._console, self._beside = console, beside
+        self._stage, self._total, self._since = "", 0, 0.0
+
+    def start(self, stage: str, total: int) -> None:
+        """Say how long the stage before took."""
+        self._finish()
+        self._stage, self._total, self._since = stage, total, time.perf_counter()
+        self._beside.start(stage, total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Pass it on."""
+        self._beside.advance(steps)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._print(f"  {text}")
+
+    def close(self) -> None:
+        """Say how long the last stage took."""
+        self._finish()
+        self._beside.close()
+
+    def _finish(self) -> None:
+        if self._stage:
+            took = wording.seconds(time.perf_counter() - self._since)
+            self._print(f"{self._stage}: {wording.plural(self._total, 'step')}, {took}")
+            self._stage = ""
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from thinet_onnx import interrupts
-from thinet_onnx.check_options import DEFAULT_RUNS, DEFAULT_SECONDS, BenchOptions, parse_batches, parse_engines
+from thinet_onnx.check_options import DEFAULT_RUNS, DEFAULT_SECONDS, ENGINES, BenchOptions, parse_batches, parse_engines
 from thinet_onnx.cli import inputs, shared
 from thinet_onnx.cli.inputs import INPUTS, RUNS, Precision, Seed, Shapes, Threads
-from thinet_onnx.cli.shared import Debug, Json, Layouts, Mean, Quiet, Resize, Scale, Std, option
+from thinet_onnx.cli.shared import Config, Debug, Json, Layouts, Mean, Quiet, Resize, Scale, Std, Verbose, option
 from thinet_onnx.options import parse_shapes
 
 EXAMPLE = "thinet-onnx bench models/fashion_resnet.onnx models/fashion_vgg.onnx --batch 1,16 --runs 30"
@@ -20,7 +20,8 @@ def bench(
     *,
     batch: Annotated[list[str] | None, inputs.batches("the first file's own")] = None,
     engine: Annotated[
-        list[str] | None, option(RUNS, "NAME", "ort, openvino or tensorrt; repeatable.", "--engine", default="ort")
+        list[str] | None,
+        option(RUNS, "NAME", "ort, openvino or tensorrt; repeatable.", "--engine", default="ort", choices=ENGINES),
     ] = None,
     precision: Precision = "fp32",
     threads: Threads = None,
@@ -45,7 +46,9 @@ def bench(
     resize: Resize = None,
     layout: Layouts = "auto",
     json_file: Json = None,
+    config: Config = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Measure how long files take, side by side: in turn, round by round, on the same inputs."""
@@ -63,12 +66,12 @@ def bench(
         )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         if json_file is not None:
-            shared.check_output("--json", json_file, {"--data": data, **_named(models)}, ".json")
+            shared.check_output("--json", json_file, {"--data": data, "--config": config, **_named(models)}, ".json")
 
         from thinet_onnx import speed, speed_table  # noqa: PLC0415
 
         interrupts.raise_from_now()
-        with shared.watched(quiet) as progress:
+        with shared.watched(quiet, verbose) as progress:
             result = speed.bench(models, data, options, preprocess=pixels, progress=progress)
         shared.present(result, speed_table.render, json_file, quiet)
 

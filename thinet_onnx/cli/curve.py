@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+from thinet_onnx import interrupts
 from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
@@ -12,6 +13,7 @@ from thinet_onnx.cli.shared import (
     REPORT,
     TIME,
     WHAT,
+    Config,
     Data,
     Debug,
     FromMoments,
@@ -27,6 +29,7 @@ from thinet_onnx.cli.shared import (
     Scopes,
     Shapes,
     Std,
+    Verbose,
     option,
 )
 from thinet_onnx.curve_result import PLOTS, By, CurveOptions, parse_shares
@@ -79,7 +82,9 @@ def curve(
     from_moments: FromMoments = None,
     plot: Annotated[Path | None, option(REPORT, "FILE", "Draw the curve: an .svg, or an .html page.")] = None,
     json_file: Json = None,
+    config: Config = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Show what every target would cost, before you choose one: error, MACs, parameters and time in one table.
@@ -103,20 +108,21 @@ def curve(
             raise OptionError(
                 "no calibration data: pass --data with a folder of images, a .npy or .npz file, or script.py:function."
             )
-        inputs: dict[str, str | Path | None] = {"MODEL": model, "--data": data}
+        inputs: dict[str, str | Path | None] = {"MODEL": model, "--data": data, "--config": config}
         storage = shared.storage(None, save_moments, from_moments, inputs)
         inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if json_file is not None:
-            shared.check_output("--json", json_file, inputs)
+            shared.check_output("--json", json_file, inputs, ".json")
         if plot is not None:
-            shared.check_output("--plot", plot, {**inputs, "--json": json_file})
+            shared.check_output("--plot", plot, {**inputs, "--json": json_file}, *PLOTS)
             if plot.suffix.lower() not in PLOTS:
                 raise OptionError(f"--plot {plot}: name a file that ends in .svg or .html.")
 
         from thinet_onnx import curve_table, tradeoff  # noqa: PLC0415
         from thinet_onnx.page import curve as pictures  # noqa: PLC0415
 
-        with shared.watched(quiet) as progress:
+        interrupts.raise_from_now()
+        with shared.watched(quiet, verbose) as progress:
             found = tradeoff.curve(
                 model, data, options, asked, preprocess=pixels, progress=progress, storage=storage
             )  # fmt: skip

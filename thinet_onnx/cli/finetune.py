@@ -12,6 +12,7 @@ from thinet_onnx.cli.shared import (
     DATA,
     EXAMPLE_DATA,
     REPORT,
+    Config,
     Data,
     Debug,
     Json,
@@ -23,6 +24,7 @@ from thinet_onnx.cli.shared import (
     Scale,
     Shapes,
     Std,
+    Verbose,
     option,
 )
 from thinet_onnx.errors import OptionError
@@ -30,7 +32,10 @@ from thinet_onnx.options import parse_shapes
 from thinet_onnx.training.options import BatchNorm, Device, FinetuneOptions, Optimizer, Precision
 
 LEARN, TRAIN, LONG = "What to learn", "How to train", "How long, and going on"
-EXAMPLE = f"thinet-onnx finetune small.onnx --teacher models/fashion_resnet.onnx {EXAMPLE_DATA} --epochs 1"
+EXAMPLE = (
+    f"thinet-onnx finetune small.onnx --teacher models/fashion_resnet.onnx {EXAMPLE_DATA} --epochs 1   "
+    "(small.onnx as the example of prune leaves it)"
+)
 _DEFAULT = FinetuneOptions()
 
 
@@ -104,7 +109,9 @@ def finetune(
     seed: Annotated[int, option(TRAIN, "N", "Seed of all that is random.")] = 0,
     test_data: Annotated[str | None, option(REPORT, "PATH", "Data with labels: show accuracies.")] = None,
     json_file: Json = None,
+    config: Config = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Train the weights of PRUNED so that it answers as ORIGINAL does, and write OUTPUT. Needs PyTorch.
@@ -134,15 +141,15 @@ def finetune(
         }  # fmt: skip
         shared.check_output("OUTPUT", output, inputs, ".onnx")
         if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
+            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output, "--config": config}, ".json")
         if state is not None:
-            shared.check_folder("--state", state, {**inputs, "OUTPUT": output, "--json": json_file})
+            shared.check_folder("--state", state, {**inputs, "OUTPUT": output, "--json": json_file, "--config": config})
 
         from thinet_onnx import tuning  # noqa: PLC0415
 
         interrupts.raise_from_now()
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-        with shared.watched(quiet or not first) as progress:
+        with shared.watched(quiet or not first, verbose and first) as progress:
             result = tuning.finetune(
                 pruned, teacher, data, options, preprocess=pixels, shapes=shapes, samples=samples, test_data=test_data,
                 output=output, folder=state, resume=resume, progress=progress,

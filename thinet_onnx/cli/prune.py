@@ -19,6 +19,7 @@ from thinet_onnx.cli.shared import (
     TRAIN,
     WHAT,
     Classes,
+    Config,
     Data,
     Debug,
     FromMoments,
@@ -37,15 +38,17 @@ from thinet_onnx.cli.shared import (
     Shapes,
     Std,
     Task,
+    Verbose,
     option,
 )
+from thinet_onnx.config import of_prune
 from thinet_onnx.errors import OptionError
 from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
 from thinet_onnx.training.options import FinetuneOptions
 
 PAGES = (".html", ".htm")
 DEFAULT_TARGET = "macs=50%"
-EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx {EXAMPLE_DATA}"
+EXAMPLE = f"thinet-onnx prune models/fashion_resnet.onnx small.onnx {EXAMPLE_DATA} --samples 64 --json small.json"
 NO_DATA = (
     "no calibration data: pass --data with a folder of images, a .npy or .npz file, or script.py:function "
     "(or --random-data to try the command on noise; the network it makes is of no use)."
@@ -72,6 +75,7 @@ def prune(
             "KIND=SIZE",
             "What remains: macs=50%, params=50%, macs=2.0G, latency=60%, latency=4.0ms.",
             default=DEFAULT_TARGET,
+            choices=("macs=50%", "params=50%", "latency=60%"),
         ),
     ] = None,
     keep: Annotated[float | None, option(WHAT, "SHARE", "In place of --target: the same share per layer.")] = None,
@@ -122,7 +126,9 @@ def prune(
     report_file: Page = None,
     task: Task = "auto",
     classes: Classes = None,
+    config: Config = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Take channels out of MODEL and write the smaller network to OUTPUT.
@@ -159,20 +165,19 @@ def prune(
             )
         pixels = shared.preprocess(mean, std, scale, resize, layout)
         show = Show.parse(task, classes)
-        if json_file is None and report_file is None and (task != "auto" or classes is not None):
-            raise OptionError(
-                "--task and --classes say how a report shows outputs: ask for one, with --report or --json."
-            )
         if not data and not random_data:
             raise OptionError(NO_DATA)
         if data and random_data:
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
+        if ranks.first:
+            shared.check_output("OUTPUT", output, inputs, ".onnx")
+        inputs |= {"--config": config}  # of which only OUTPUT may take the place
         storage = ranks.once(lambda: shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output}))
         inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if ranks.first:
-            _check_outputs(output, json_file, report_file, inputs)
+            _check_reports(json_file, report_file, {**inputs, "OUTPUT": output})
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 
@@ -181,12 +186,17 @@ def prune(
             from thinet_onnx import rounds  # noqa: PLC0415
 
             run = partial(rounds.prune, schedule=rounds.Schedule(*schedule))
+        asked = {
+            "random-data": random_data, "finetune-epochs": finetune_epochs, "finetune-per-layer": finetune_per_layer,
+            "finetune": finetune, "test-data": test_data, "task": task, "classes": classes and str(classes),
+        }  # fmt: skip
         interrupts.raise_from_now()
-        with shared.watched(quiet or not ranks.first) as progress:
+        with shared.watched(quiet or not ranks.first, verbose) as progress:
             common: dict[str, Any] = {
                 "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "ranks": ranks,
                 "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
+                "config": of_prune(options, pixels, data, asked),
             }  # fmt: skip
             result = run(model, data, options, **common)
         if ranks.first:
@@ -194,15 +204,12 @@ def prune(
             shared.show(told, json_file, quiet, report_file)
 
 
-def _check_outputs(
-    output: Path, json_file: Path | None, report_file: Path | None, inputs: dict[str, Path | str | None]
-) -> None:
-    """Refuse files that can't be written, or that a run reads."""
-    shared.check_output("OUTPUT", output, inputs, ".onnx")
+def _check_reports(json_file: Path | None, report_file: Path | None, others: dict[str, Path | str | None]) -> None:
+    """Refuse reports that can't be written, or that would take the place of another file of the run."""
     if json_file is not None:
-        shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
+        shared.check_output("--json", json_file, others, ".json")
     if report_file is not None:
-        shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file}, *PAGES)
+        shared.check_output("--report", report_file, {**others, "--json": json_file}, *PAGES)
 
 
 def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:

@@ -9,7 +9,7 @@ from thinet_onnx import interrupts
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import Debug
 
-EXAMPLE = "thinet-onnx report result.json"
+EXAMPLE = "thinet-onnx report small.json   (as the example of prune leaves it)"
 
 
 def report(

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,10 +18,10 @@ import typer
 from rich.console import Console
 
 from thinet_onnx import interrupts, report, wording
-from thinet_onnx.cli.bars import Bars
+from thinet_onnx.cli.bars import Bars, Lines
 from thinet_onnx.errors import OptionError, OutputError, StateError, ThinetError
 from thinet_onnx.joined import join
-from thinet_onnx.options import Progress, Scope, Silent, Storage
+from thinet_onnx.options import BOX_ORDERS, Progress, Scope, Silent, Storage
 from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import Inspection, Report, Result, TuneReport
 
@@ -43,9 +43,21 @@ DATA, PIXELS, WHAT, TIME, HOW, TRAIN, STORE, REPORT = (
 )
 
 
-def option(panel: str, metavar: str, text: str, *names: str, default: str | bool = True) -> Any:
-    """Declare an option; `default` is what its help shows where None stands for something else."""
-    return typer.Option(*names, metavar=metavar, help=text, show_default=default, rich_help_panel=panel)
+def option(
+    panel: str, metavar: str, text: str, *names: str, default: str | bool = True, choices: Sequence[str] = ()
+) -> Any:
+    """Declare an option; `default` is what its help shows where None stands for something else.
+
+    A shell offers `choices` where the type of the value doesn't tell them.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return typer.Option(
+        *names, metavar=metavar, help=text, show_default=default, rich_help_panel=panel,
+        autocompletion=complete if choices else None,
+    )  # fmt: skip
 
 
 Shown = TypeVar("Shown", bound=Result)
@@ -75,9 +87,19 @@ FromMoments = Annotated[
 ]
 Task = Annotated[
     str,
-    option(REPORT, "auto|detect", "How the report shows outputs: detect draws boxes; also detect:cxcywh, detect:yxyx."),
+    option(
+        REPORT,
+        "auto|detect",
+        "How the report shows outputs: detect draws boxes; also detect:cxcywh, detect:yxyx.",
+        choices=("auto", "detect", *(f"detect:{order}" for order in BOX_ORDERS)),
+    ),
 ]
 Classes = Annotated[Path | None, option(REPORT, "FILE", "Names of the classes for the report, one a line.")]
+Config = Annotated[
+    Path | None,
+    option(REPORT, "FILE", "Options from a .toml file, or a pruned .onnx; those typed win.", "--config"),
+]
+Verbose = Annotated[bool, option(REPORT, "", "Say on stderr what is done, and how long it takes.", "--verbose", "-v")]
 Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
 
 
@@ -134,9 +156,13 @@ def preprocess(
 
 
 @contextmanager
-def watched(quiet: bool) -> Iterator[Progress]:
-    """Bars for a run on a terminal, cleared away at its end; nothing elsewhere."""
-    progress: Progress = Silent() if quiet or not sys.stderr.isatty() else Bars(Console(stderr=True))
+def watched(quiet: bool, verbose: bool = False) -> Iterator[Progress]:
+    """Bars for a run on a terminal, cleared away at its end; nothing elsewhere. `verbose`: lines on stderr, too."""
+    if quiet and verbose:
+        raise OptionError("--quiet and --verbose contradict each other: say one of the two.")
+    console = Console(stderr=True)
+    progress: Progress = Silent() if quiet or not sys.stderr.isatty() else Bars(console)
+    progress = Lines(console, progress) if verbose else progress
     try:
         yield progress
     finally:
@@ -242,13 +268,9 @@ def storage(
     if from_moments is not None and not from_moments.is_file():
         raise StateError(f"--from-moments {from_moments}: there is no such file; make one with --save-moments.")
     if save_moments is not None:
-        check_output("--save-moments", save_moments, {**others, "--from-moments": from_moments})
-        if save_moments.exists() and save_moments.suffix != ".npz":
-            raise OutputError(
-                f"--save-moments {save_moments} is there and is no .npz file: it is not overwritten, name another one."
-            )
-    if state is not None and state.exists() and not state.is_dir():
-        raise OutputError(f"--state {state} is a file: name a folder.")
+        check_output("--save-moments", save_moments, {**others, "--from-moments": from_moments}, ".npz")
+    if state is not None:
+        check_folder("--state", state, {**others, "--save-moments": save_moments, "--from-moments": from_moments})
     return Storage(state, save_moments, from_moments)
 
 

@@ -78,7 +78,7 @@ class Loop:
         if state is not None:
             self._restore(state)
         folder.begin(self.step)
-        progress.start("fine-tuning", self.total)
+        progress.start("Fine-tuning", self.total)
         progress.advance(self.step)
         if not self.validations:
             self._validate(folder)

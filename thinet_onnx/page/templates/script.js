@@ -103,11 +103,10 @@
     arrange();
   }
 
-  const copy = byId("copy");
-  if (copy && navigator.clipboard) {
+  for (const copy of navigator.clipboard ? all(".copy") : []) {
     copy.hidden = false;
     copy.addEventListener("click", () => {
-      navigator.clipboard.writeText(byId("command").textContent).then(
+      navigator.clipboard.writeText(byId(copy.dataset.of).textContent).then(
         () => { copy.textContent = "Copied"; },
         () => { copy.textContent = "Not allowed"; },
       );

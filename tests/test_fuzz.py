@@ -12,6 +12,10 @@ import onnx
 import pytest
 import small_models
 
+from thinet_onnx import pipeline
+from thinet_onnx.options import PruneOptions
+from thinet_onnx.report import write_json
+
 TOOL = Path(__file__).parents[1] / "tools" / "fuzz.py"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork, pidfd and limits of resources are Linux's")
@@ -48,6 +52,27 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     assert int(found[1]) >= 5
     assert int(found[2]) >= 15
     assert not failed.exists()
+
+
+def test_it_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    onnx.save(small_models.plain(), tmp_path / "plain.onnx")
+    assert run(str(tmp_path), "--cases", "5000", "--minutes", "0").startswith(
+        "0 cases of 1 files in 0 s, seed 0: 0 accepted"
+    )
+
+
+def test_damaged_reports_are_for_the_command_report(tmp_path: Path, mutations: ModuleType) -> None:
+    report = tmp_path / "result.json"
+    made = pipeline.prune(small_models.plain(), None, PruneOptions(keep=0.5, samples=4), random_data=True)
+    write_json(made.report, report)
+    told = run(str(report), "--cases", "30", "--seed", "1", "--save", str(tmp_path / "failed"), "--strict")
+    assert re.match(
+        r"30 cases of 1 files .* 0 with a traceback, 0 over 30 s, 0 killed by a signal, 0 with files", told
+    ), told
+    whole = report.read_bytes()
+    cases = [mutations.mutate_json(whole, np.random.default_rng(case)) for case in range(60)]
+    assert cases == [mutations.mutate_json(whole, np.random.default_rng(case)) for case in range(60)]
+    assert sum(damaged != whole for _, damaged in cases) > 50
 
 
 BROKEN = """

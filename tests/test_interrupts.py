@@ -62,9 +62,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert {file.name for file in work.iterdir()} <= {"net.onnx", "calib.py", "typer.py", "numpy.py"}
 
 
-def interrupt(mark: Path) -> None:
+def interrupt(mark: Path, arguments: list[str] = COMMAND) -> None:
     """Run the command, wait for the mark, interrupt it."""
-    command = [sys.executable, "-m", "thinet_onnx", *COMMAND]
+    command = [sys.executable, "-m", "thinet_onnx", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not mark.exists():
         assert process.poll() is None, process.communicate()
@@ -78,6 +78,21 @@ def interrupt(mark: Path) -> None:
 def test_at_every_stage_of_a_run(here: Path, stage: str) -> None:
     Path("calib.py").write_text(SCRIPT.format(stage=stage, mark=str(here / "mark")), encoding="utf-8")
     interrupt(here / "mark")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "finetune net.onnx out.onnx --teacher net.onnx --state state",
+        "verify net.onnx --reference net.onnx --json report.json",
+        "bench net.onnx --json report.json",
+    ],
+)
+def test_in_other_commands(here: Path, command: str) -> None:
+    if command.startswith("finetune"):
+        pytest.importorskip("torch", reason="PyTorch is not installed: Ctrl-C in finetune is NOT TESTED")
+    Path("calib.py").write_text(SCRIPT.format(stage="reading", mark=str(here / "mark")), encoding="utf-8")
+    interrupt(here / "mark", [*command.split(), "--data", "calib.py:feeds"])
 
 
 @pytest.mark.parametrize("module", ["typer", "numpy"])

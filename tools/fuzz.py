@@ -82,6 +82,8 @@ def main() -> int:
     places: Counter[str] = Counter()
     started = time.monotonic()
     for case in range(options.first, options.first + options.cases):
+        if time.monotonic() - started > 60 * options.minutes:
+            break
         rng = np.random.default_rng([options.seed, case])
         one, other = (int(rng.integers(len(files))) for _ in range(2))
         report = files[one].suffix == ".json"
@@ -99,7 +101,7 @@ def main() -> int:
             _save(options.save / name, damaged, f"{origin}\n{outcome.detail}")
     seconds = time.monotonic() - started
     told = _told(counts, limits)
-    print(f"{options.cases} cases of {len(files)} files in {seconds:.0f} s, seed {options.seed}: {told}")
+    print(f"{counts.total()} cases of {len(files)} files in {seconds:.0f} s, seed {options.seed}: {told}")
     for place, count in places.most_common():
         print(f"  {count} × {place}")
     return int(any(counts[kind] for kind in (*DEFECTS, *([KILLED] if options.strict else []))))
@@ -109,6 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help=".onnx files, folders of them, .json reports (default: models/)")
     parser.add_argument("--cases", type=int, default=300, help="how many damaged files are tried (default: 300)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no case begins later (default: no end)")
     parser.add_argument("--first", type=int, default=0, help="the number of the first case (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
     parser.add_argument("--timeout", type=float, default=30, help="processor seconds for one command (default: 30)")

@@ -18,6 +18,7 @@ from thinet_onnx.errors import (
     NothingToPruneError,
     OptionError,
     OutputError,
+    ProcessError,
     ReportError,
     StateError,
     TargetError,
@@ -48,6 +49,7 @@ __all__ = [
     "NothingToPruneError",
     "OptionError",
     "OutputError",
+    "ProcessError",
     "ReportError",
     "StateError",
     "TargetError",
@@ -131,7 +133,8 @@ def prune(
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
-        the pruned model, the plan and the report.
+        the pruned model, the plan and the report. Run by torchrun, the processes share the data, all return the same, and the
+        first one writes.
 
     Raises:
         ThinetError: one sentence for people (see `errors`).

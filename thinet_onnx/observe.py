@@ -16,9 +16,10 @@ from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import ModelError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
+from thinet_onnx.options import MEMORY
 from thinet_onnx.ranks import Ranks
 from thinet_onnx.rules import Linear
-from thinet_onnx.stream import MEMORY, Stream
+from thinet_onnx.stream import Stream
 from thinet_onnx.unfold import count_positions, rows_at, values_at
 
 Array = np.ndarray[Any, Any]
@@ -56,6 +57,7 @@ class Watcher:
         sampled: gather the paper's sampled rows.
         own: the targets are the layer's answers to the very inputs that are seen, so that they needn't be looked at.
         zeros: count zeros (for APoZ).
+        positions: how many to look at, over all inputs; None: enough for the width.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Watcher:
         sampled: bool = False,
         own: bool = False,
         zeros: bool = True,
+        positions: int | None = None,
     ) -> None:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
@@ -78,7 +81,7 @@ class Watcher:
         self.own, answers = own, None if own else outputs
         self.moments = [(Moments(columns, answers), Moments(columns, answers)) for _ in seen]
         self._numbers, self._batches, self._block = numbers, numbers.first, 0
-        wanted = rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
+        wanted = positions or rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
         self._per_item = max(1, -(-wanted // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []

@@ -78,12 +78,13 @@ class Kept:
         digests = [[digest for share in every_share for digest in share[place]] for place in range(len(data))]
         found = fingerprint.of_model(model), fingerprint.of_data(digests)
         chosen = {"method": options.selection, "reconstruct": options.reconstruction}
-        shared = {name: getattr(options, name) for name in ("scope", "include", "exclude", "seed")} | chosen
+        shared = {name: getattr(options, name) for name in ("scope", "include", "exclude", "positions", "seed")} | chosen
         if options.refits:  # joint or full: the groups are weighed alike
             shared["reconstruct"] = "full"
         own = {"thinet-onnx": versions["thinet-onnx"]}
         libraries = {name: version for name, version in versions.items() if name != "python"}
         every = dataclasses.asdict(options) | chosen
+        del every["memory"]  # changes nothing of the result
         return cls(storage, Fingerprint(*found, shared, own), Fingerprint(*found, every, libraries))
 
     def weighed(self, consumers: Sequence[Consumer], *, weights: bool) -> Weighed | None:

@@ -107,6 +107,7 @@ class Sweep:
     ) -> None:
         self.analysis, self.consumers, self.chooser = analysis, consumers, chooser
         self.data, self.progress = data, progress
+        self._memory = chooser.options.memory
 
     def survey(
         self,
@@ -137,7 +138,7 @@ class Sweep:
             *([use.x for use in c.uses] if c.bias_known else list({*c.observed, *c.answered}) for c in wanted),
             *([outputs] if trial is not None else []),
         ]
-        stream, seen = tour(self.analysis, stops, self.data.own)
+        stream, seen = tour(self.analysis, stops, self.data.own, memory=self._memory)
         with closing(stream):
             for stop, (consumer, tensors) in enumerate(zip(wanted, seen, strict=False)):
                 watcher = self._watcher(consumer, own=consumer.bias_known)
@@ -229,9 +230,9 @@ class Sweep:
         """Both networks side by side, from stop to stop."""
         inputs = {c: pair.producer.layer.x for c, pair in joint.items()}
         held = [stop for stop, consumer in enumerate(touched) if consumer in joint]
-        original, stops = tour(self.analysis, [c.answered for c in touched], self.data.own)
+        original, stops = tour(self.analysis, [c.answered for c in touched], self.data.own, memory=self._memory / 2)
         wanted = [[*c.observed, *((inputs[c],) if c in inputs else ())] for c in touched]
-        pruned, others = tour(self.analysis, wanted, self.data.own, hold=held)
+        pruned, others = tour(self.analysis, wanted, self.data.own, hold=held, memory=self._memory / 2)
         with closing(original), closing(pruned):
             for stop, (consumer, dense, thin) in enumerate(zip(touched, stops, others, strict=True)):
                 pair = joint.get(consumer)
@@ -305,7 +306,7 @@ class Sweep:
         method = options.selection
         return Watcher(
             consumer, self.data.items, options.seed, numbers=self.data.numbers, sampled=method == "thinet-sampled", own=own,
-            zeros=method == "apoz",
+            zeros=method == "apoz", positions=options.positions,
         )  # fmt: skip
 
     def _polisher(self, pair: Pair | None) -> Polisher | None:

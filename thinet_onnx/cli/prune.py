@@ -43,7 +43,17 @@ from thinet_onnx.cli.shared import (
 )
 from thinet_onnx.config import of_prune
 from thinet_onnx.errors import OptionError
-from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
+from thinet_onnx.options import (
+    MEMORY,
+    Method,
+    Preset,
+    PruneOptions,
+    Reconstruction,
+    Show,
+    Target,
+    parse_bytes,
+    parse_shapes,
+)
 from thinet_onnx.training.options import FinetuneOptions
 
 PAGES = (".html", ".htm")
@@ -87,6 +97,13 @@ def prune(
     include: Annotated[list[str] | None, option(WHAT, "REGEX", "Prune matching nodes only; repeatable.")] = None,
     exclude: Annotated[list[str] | None, option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
     round_to: Annotated[int | None, option(WHAT, "N", "Keep multiples of N channels.", default="by width")] = None,
+    positions: Annotated[
+        int | None, option(DATA, "N", "See each layer at N positions, over all samples.", default="by width")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        option(DATA, "SIZE", "Keep so much of activations in memory, the rest in files.", default="800M"),
+    ] = None,
     drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
     engine: Annotated[EngineName, option(TIME, "NAME", "ort, openvino or tensorrt.")] = "ort",
     latency_batch: Annotated[int | None, option(TIME, "N", "Batch size.", default="the file's own, or 1")] = None,
@@ -146,6 +163,8 @@ def prune(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             round_to=round_to,
+            positions=positions,
+            memory=MEMORY if memory is None else parse_bytes(memory),
             drop_branches=drop_branches,
             engine=engine,
             latency_batch=latency_batch,

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+from thinet_onnx import interrupts
 from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
@@ -107,15 +108,16 @@ def curve(
         storage = shared.storage(None, save_moments, from_moments, inputs)
         inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
         if json_file is not None:
-            shared.check_output("--json", json_file, inputs)
+            shared.check_output("--json", json_file, inputs, ".json")
         if plot is not None:
-            shared.check_output("--plot", plot, {**inputs, "--json": json_file})
             if plot.suffix.lower() not in PLOTS:
                 raise OptionError(f"--plot {plot}: name a file that ends in .svg or .html.")
+            shared.check_output("--plot", plot, {**inputs, "--json": json_file}, *PLOTS)
 
         from thinet_onnx import curve_table, tradeoff  # noqa: PLC0415
         from thinet_onnx.page import curve as pictures  # noqa: PLC0415
 
+        interrupts.raise_from_now()
         with shared.watched(quiet) as progress:
             found = tradeoff.curve(
                 model, data, options, asked, preprocess=pixels, progress=progress, storage=storage

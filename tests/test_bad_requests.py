@@ -400,6 +400,66 @@ def test_requests_to_prune_that_make_no_sense(here: Path, options: str, words: s
     assert re.search(words, run(*PRUNE.split(), *options.split()))
 
 
+@rows(
+    ("", "no calibration data"),
+    ("--data gone.npz", "gone.npz doesn't exist"),
+    ("--data data.npz --targets nonsense", "nonsense"),
+    ("--data data.npz --targets 150%", "150%"),
+    ("--data data.npz --engine openvino", "say --latency, too"),
+    ("--data data.npz --latency --threads 99999", "--threads 99999: it must be between 0 and 1,024"),
+    ("--data data.npz --seed -1", "--seed -1: it must be 0 or more"),
+    ("--data data.npz --plot curve.png", "--plot curve.png: name a file that ends in"),
+    ("--data data.npz --plot folder/gone/curve.svg", "there is no folder"),
+    ("--data data.npz --json weights.bin", "weights.bin is there and is no .json file"),
+    ("--data data.npz --json /proc/curve.json", "/proc/curve.json can't be written"),
+    ("--data data.npz --json r.html --plot r.html", "--plot and --json are the same file"),
+    ("--data data.npz --save-moments notes.txt", "notes.txt is there and is no .npz file"),
+    ("--data data.npz --save-moments data.npz", "--save-moments and --data are the same file"),
+    ("--data data.npz --save-moments /dev/full", "it is a device"),
+    ("--data data.npz --from-moments gone.npz", "--from-moments gone.npz: there is no such file"),
+    ("--data data.npz --from-moments data.npz", "data.npz"),
+    ("--data data.npz --from-moments text.onnx", "text.onnx"),
+)
+def test_what_curve_refuses(here: Path, options: str, words: str) -> None:
+    assert re.search(words, run("curve", "net.onnx", *options.split()))
+
+
+@rows(
+    ("--state notes.txt", "--state notes.txt: notes.txt is no folder"),
+    ("--state pipe", "--state pipe: pipe is no folder"),
+    ("--state out.onnx", "--state and OUTPUT are the same"),
+    ("--state net.onnx/state", "net.onnx is no folder"),
+    ("--state /proc/state", "--state /proc/state can't be made a folder"),
+    ("--from-moments net.onnx", "net.onnx"),
+)
+def test_places_for_what_a_run_keeps(here: Path, options: str, words: str) -> None:
+    assert re.search(words, run(*PRUNE.split(), *options.split()))
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("inspect net.onnx --json", "x.json"),
+        ("bench net.onnx --runs 2 --json", "x.json"),
+        ("verify net.onnx --reference net.onnx --data data.npz --json", "x.json"),
+        ("curve net.onnx --data data.npz --json", "x.JSON"),
+        ("curve net.onnx --data data.npz --plot", "x.svg"),
+        ("curve net.onnx --data data.npz --save-moments", "x.npz"),
+        ("report good.json", "x.htm"),
+        (f"{PRUNE.replace('out.onnx', '')} --keep 0.5 -q", "x.onnx"),
+    ],
+)
+def test_a_file_of_the_kind_that_is_written_is_replaced(here: Path, tmp_path: Path, command: str, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"old")
+    arguments = command.split()
+    place = 2 if arguments[0] == "prune" else len(arguments)
+    outcome = CliRunner().invoke(cli.app, [*arguments[:place], str(file), *arguments[place:]])
+    assert outcome.exit_code == 0, outcome.output
+    assert len(file.read_bytes()) > 100
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @rows(("--target latency=3600s", "the original takes .* no longer than that"))
 def test_a_time_that_needs_no_pruning(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, words: str

@@ -86,6 +86,7 @@ def test_at_every_stage_of_a_run(here: Path, stage: str) -> None:
         "finetune net.onnx out.onnx --teacher net.onnx --state state",
         "verify net.onnx --reference net.onnx --json report.json",
         "bench net.onnx --json report.json",
+        "curve net.onnx --json report.json --plot curve.svg --save-moments moments.npz",
     ],
 )
 def test_in_other_commands(here: Path, command: str) -> None:

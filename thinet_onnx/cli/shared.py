@@ -234,17 +234,17 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2] or match[1])
 
 
-def check_output(name: str, path: Path, others: Mapping[str, str | Path | None], *suffixes: str) -> None:
+def check_output(name: str, path: Path, others: Mapping[str, str | Path | None], suffix: str, *more: str) -> None:
     """Refuse, before the work and not after it, a file that can't be written or that is one of `others`.
 
-    A file that is there already is only overwritten if its name ends in one of `suffixes`.
+    A file that is there already is only overwritten if its name ends in `suffix`, or in one of the others.
     """
     for other_name, other in others.items():
         if other is not None and _same_file(path, Path(other)):
             raise OutputError(f"{name} and {other_name} are the same file, {path}: write to another one.")
     report.check_writable(path)
-    if path.exists() and path.suffix.lower() not in suffixes:
-        raise OutputError(f"{path} is there and is no {suffixes[0]} file: it is not overwritten, name another {name}.")
+    if path.exists() and path.suffix.lower() not in (suffix, *more):
+        raise OutputError(f"{path} is there and is no {suffix} file: it is not overwritten, name another {name}.")
 
 
 def check_folder(name: str, path: Path, others: Mapping[str, str | Path | None]) -> None:

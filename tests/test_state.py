@@ -303,7 +303,7 @@ class TestCommand:
             ("--save-moments out.onnx", "--save-moments and OUTPUT are the same file"),
             ("--save-moments text.txt", "text.txt is there and is no .npz file: it is not overwritten"),
             ("--save-moments no/m.npz", "no/m.npz can't be written: there is no folder no"),
-            ("--state text.txt", "--state text.txt is a file: name a folder"),
+            ("--state text.txt", "--state text.txt: text.txt is no folder; name another one"),
             ("--state s --finetune-per-layer 1", "--state and --finetune-per-layer don't go together"),
         ],
     )

@@ -47,6 +47,7 @@ from thinet_onnx.data import Preprocess, Source, open_source, random_source
 from thinet_onnx.errors import ThinetError
 from thinet_onnx.machine import machine
 from thinet_onnx.options import PruneOptions, Silent, Target, parse_shapes
+from thinet_onnx.run import Run
 from thinet_onnx.setting import closed_inputs, open_model
 
 Row = dict[str, Any]
@@ -117,7 +118,7 @@ class Stages(Silent):
 def passes(job: Job) -> Row:
     """Child: seconds of some passes of the original over all images, and the batch."""
     setting, source = open_model(job.model, job.shapes), job.source()
-    run = pipeline.Run(setting, source, job.options, Preprocess(), Silent())
+    run = Run(setting, source, job.options, Preprocess(), Silent())
     active = runtime.session(runtime.runnable(run.model))
     feeds = list(run.batches(list(range(len(source)))))
     runtime.run(active, feeds[0])

@@ -30,6 +30,7 @@ from thinet_onnx import runtime
 _STEPS = 5  # of iterative pruning
 _SAME = 1e-4  # how far the module may be from the file, relative to the largest answer
 _BATCH, _ELEMENTS = 128, 1_200_000  # images run together, and elements of their pixels, at most
+_GRADIENT_ELEMENTS = 100_000_000  # of the gradients of several images together, at most
 _OPSET = 17
 
 
@@ -275,6 +276,17 @@ def _squared_gradients(module: Network, twin: Twin) -> dict[str, torch.Tensor]:
 
     Its own `accumulate_grad` in 1.6 keeps the last image alone (it looks names up in a dict whose keys are parameters).
     """
+    total = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
+    small = sum(value.numel() for value in total.values()) * (_BATCH // 4) <= _GRADIENT_ELEMENTS
+    each = _each_mapped if small else _each_in_turn
+    for squares in each(module, twin):
+        for name, value in squares.items():
+            total[name] += value / len(twin.images)
+    return total
+
+
+def _each_mapped(module: Network, twin: Twin) -> Iterator[dict[str, torch.Tensor]]:
+    """Squared gradients, summed over a few images: those of small networks at once."""
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     buffers = dict(module.named_buffers())
 
@@ -283,11 +295,16 @@ def _squared_gradients(module: Network, twin: Twin) -> dict[str, torch.Tensor]:
         return functional.cross_entropy(scores, label[None])
 
     each = vmap(grad(one), in_dims=(None, 0, 0))
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for images, classes in twin.batches(max(1, _together(twin.images) // 4)):  # each image has gradients of its own
-        for name, value in each(parameters, images, classes).items():
-            total[name] += value.square().sum(0) / len(twin.images)
-    return total
+    for images, classes in twin.batches(_BATCH // 4):
+        yield {name: value.square().sum(0) for name, value in each(parameters, images, classes).items()}
+
+
+def _each_in_turn(module: Network, twin: Twin) -> Iterator[dict[str, torch.Tensor]]:
+    """Squared gradients of one image after another, as the package's own example takes them."""
+    for image, label in twin.batches(1):
+        module.zero_grad()
+        functional.cross_entropy(module(image), label).backward()
+        yield {name: parameter.grad.square() for name, parameter in module.named_parameters()}
 
 
 _GRADIENTS = {"taylor": _mean_gradients, "hessian": _squared_gradients}

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
 
 
-def run(script: str, *arguments: Any, code: int = 0) -> str:
-    """A benchmark's output; its exit code must be `code`."""
+def run(script: str, *arguments: Any, code: int | None = 0) -> str:
+    """A benchmark's output; its exit code must be `code`, or 0 or 1 where it is None."""
     command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
     utf8 = os.environ | {"PYTHONUTF8": "1"}
     ended = subprocess.run(
         command, capture_output=True, text=True, encoding="utf-8", env=utf8, timeout=300, check=False
     )
-    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert ended.returncode in ((0, 1) if code is None else (code,)), ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
 
@@ -138,3 +138,104 @@ def test_analysis_fails_where_time_grows_too_fast(
     monkeypatch.setattr(analysis, "in_child", measured)
     assert analysis.main(["--only", "wide", "--shrink", "16"]) == 1
     assert "wide: plan grows with the power 2.00 of channels" in capsys.readouterr().out
+
+
+def test_cost_measures_passes_runs_and_memory(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("cost.py", "blocks:1:8", "--random", 16, "--target", "macs=60%", "--threads", 1, "--json", out)
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert (row["network"], row["samples"], row["method"]) == ("blocks:1:8", 16, "thinet-onnx")
+    assert len(row["passes"]) == 3
+    assert min(row["passes"]) <= row["pass"] <= max(row["passes"])
+    assert row["ratio"] == pytest.approx(row["seconds"] / (2 * row["pass"]))
+    assert sum(row["stages"].values()) == pytest.approx(row["seconds"], rel=0.2)
+    assert row["peak"] > 50e6  # Python and its libraries alone
+    assert row["macs"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_cost_names_what_is_missing() -> None:
+    assert "name a network, or a --suite" in run("cost.py", code=2)
+    assert "lies.onnx" in run("cost.py", "lies.onnx", code=2)
+    told = run("cost.py", "blocks:1:8", "--random", 16, "--limit", 0.01, code=1)
+    assert "hang: no answer within 0 s" in told
+
+
+def test_cost_per_block_is_held_against_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cost  # noqa: PLC0415
+
+    rows = [{"network": f"blocks:{count}", "seconds": 5 + 1.0 * count} for count in (8, 32, 64)]
+    assert cost.steady(rows) == (
+        True,
+        "seconds per block from 32 to 64 blocks: the most is 1.07 times the least, within 1.2",
+    )
+    holds, told = cost.steady([*rows, {"network": "blocks:128", "seconds": 200.0}])
+    assert not holds
+    assert "1.45 times the least, MORE than 1.2" in told
+
+
+def test_latency_measures_prunes_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out, files = tmp_path / "rows.json", tmp_path / "files"
+    command = ["latency.py", "blocks:1:8", "--targets", "macs=60%", "macs=2%", "--round-to", 1, "--engines", "ort",
+               "--batches", 2, "--samples", 16, "--seconds", 0.1, "--threads", 1, "--files", files, "--json", out]  # fmt: skip
+    run(*command, code=None)  # 1 where so small a network isn't faster
+    met, least = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert met["macs"] == pytest.approx(0.6, abs=0.05)
+    assert met["reached"] == "macs=60%"
+    assert met["low"] <= met["ratio"] <= met["high"]
+    assert least["note"].startswith("macs=2% can't be reached")
+    assert 0.02 < least["macs"] < met["macs"]
+    assert len(list(files.glob("*.onnx"))) == 2
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"][:1]
+    out.write_text(json.dumps({"rows": [{**rows[0], "note": "was there"}]}), encoding="utf-8")
+    run(*command, code=None)
+    again = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [row["note"].partition(" can't")[0] for row in again] == ["was there", "macs=2%"]
+
+
+def test_latency_means_are_geometric_and_slower_rows_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import latency  # noqa: PLC0415
+
+    same = {"target": "macs=50%", "round_to": 8, "engine": "ort", "batch": 1, "reached": "macs=50%", "macs": 0.5}
+    times = {"dense_ms": 1.0, "low": 0.4, "high": 1.7}
+    rows = [
+        {**same, **times, "network": "a", "ratio": 0.4, "pruned_ms": 0.4},
+        {**same, **times, "network": "b", "ratio": 1.6, "pruned_ms": 1.6},
+        {**same, "network": "c", "note": "hang: no answer", "failed": "hang"},
+    ]
+    (told,) = latency.means(rows)
+    assert told.endswith("0.800  over 2 networks")
+    assert ["SLOWER" in latency.line(row) for row in rows] == [False, True, False]
+
+
+def test_latency_accuracy_finds_the_macs_that_take_as_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import latency_accuracy  # noqa: PLC0415
+
+    shares: dict[Path, float] = {}
+
+    def child(function: Any, case: Any, *arguments: Any, **_: Any) -> Any:
+        """A machine on which time is 0.3 + 0.7 × MACs, and files pruned to 65% of it keep 45% of the MACs."""
+        if function is latency_accuracy.pruned:
+            target, _, path = arguments
+            shares[path] = 0.45 if target == "latency=65%" else float(target[5:-1]) / 100
+            return {"macs": shares[path], "note": ""}
+        if function is latency_accuracy.measured:
+            return [0.65 if path.stem == "latency" else 0.3 + 0.7 * shares[path] for path in arguments[0]]
+        rows = [{"macs": shares[path], "error": 0.1, "accuracy": 0.9} for path in arguments[0]]
+        return [{"macs": 1.0, "error": 0.0, "accuracy": 0.95}, *rows]
+
+    monkeypatch.setattr(latency_accuracy, "in_child", child)
+    out = tmp_path / "found.json"
+    given = [f"--{name}={MODELS / 'fashion_vgg.onnx'}" for name in ("model", "calibration", "test")]
+    assert latency_accuracy.main([*given, "--json", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert len(found["steps"]) < 5
+    dense, timed, counted = found["rows"]
+    assert (dense["ratio"], timed["ratio"], timed["macs"]) == (1.0, 0.65, 0.45)
+    assert counted["macs"] == pytest.approx(0.5, abs=0.01)  # where 0.3 + 0.7 × MACs is 0.65
+    assert counted["ratio"] == pytest.approx(0.65, rel=0.01)
+    assert "MACs target" in capsys.readouterr().out

@@ -230,7 +230,7 @@ def test_all_that_prune_can_be_asked_is_in_the_file_or_left_out_on_purpose(
     found = set()
     for arguments in (
         "--data a --samples 9 --shape x:1 --mean 1 --std 1 --scale 1 --resize 8 --target latency=60% --include a --exclude b "
-        "--round-to 2 --drop-branches --latency-batch 2 --threads 1 --test-data b --classes names.txt",
+        "--round-to 2 --positions 9 --drop-branches --latency-batch 2 --threads 1 --test-data b --classes names.txt",
         "--data a --preset thinet-conv --finetune-epochs 1 --finetune-per-layer 1 --finetune flip=on",
         "--random-data --keep 0.5",
     ):
@@ -243,6 +243,7 @@ def test_all_that_prune_can_be_asked_is_in_the_file_or_left_out_on_purpose(
     assert found == options - {
         "model",
         "output",
+        "memory",
         "return",
         "json-file",
         "report-file",

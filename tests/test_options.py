@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from thinet_onnx.errors import OptionError
-from thinet_onnx.options import PruneOptions, Silent, Target, parse_shapes
+from thinet_onnx.options import PruneOptions, Silent, Target, parse_bytes, parse_shapes
 
 HALF = Target("macs", 0.5, True)
 
@@ -102,3 +102,22 @@ def test_nobody_has_to_watch() -> None:
     silent.start("stage", 3)
     silent.advance(2)
     silent.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2G", 2e9), ("500M", 5e8), ("1.5g", 1.5e9), ("0", 0.0), ("4096", 4096.0)]
+)
+def test_bytes(text: str, expected: float) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1G", "2X", "1e9"])
+def test_bytes_that_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="--memory"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(("name", "value"), [("positions", 0), ("memory", -1.0), ("memory", float("nan"))])
+def test_memory_and_positions_are_checked(name: str, value: float) -> None:
+    with pytest.raises(OptionError, match=f"--{name}"):
+        PruneOptions(keep=0.5, **{name: value})  # type: ignore[arg-type]

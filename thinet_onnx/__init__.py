@@ -18,6 +18,7 @@ from thinet_onnx.errors import (
     NothingToPruneError,
     OptionError,
     OutputError,
+    ProcessError,
     ReportError,
     StateError,
     TargetError,
@@ -48,6 +49,7 @@ __all__ = [
     "NothingToPruneError",
     "OptionError",
     "OutputError",
+    "ProcessError",
     "ReportError",
     "StateError",
     "TargetError",
@@ -77,6 +79,8 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     round_to: int | None = None,
+    positions: int | None = None,
+    memory: float | None = None,
     drop_branches: bool = False,
     engine: "EngineName" = "ort",
     latency_batch: int | None = None,
@@ -111,6 +115,8 @@ def prune(
         include: regular expressions; only groups of matching nodes are pruned.
         exclude: regular expressions; groups of matching nodes are left whole.
         round_to: multiple that widths are rounded to; by default by the width of the group.
+        positions: at how many positions, over all samples, each layer is seen; by default by its width.
+        memory: bytes of activations that are kept in memory, 8e8 by default; the rest goes to temporary files.
         drop_branches: residual branches may lose all their channels; with a latency target they always may.
         engine: where latency is measured, for a latency target: `ort`, `openvino` or `tensorrt`.
         latency_batch: at which batch; by default the file's own, 1 where it is open.
@@ -131,7 +137,8 @@ def prune(
         pixels: `mean`, `std`, `scale`, `layout`, `resize` for uint8 images (see `data.Preprocess`).
 
     Returns:
-        the pruned model, the plan and the report.
+        the pruned model, the plan and the report. Run by torchrun, the processes share the data, all return the same, and the
+        first one writes.
 
     Raises:
         ThinetError: one sentence for people (see `errors`).
@@ -141,15 +148,15 @@ def prune(
     from thinet_onnx import pipeline
     from thinet_onnx.config import of_prune
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import PruneOptions, Show, Storage, Target
+    from thinet_onnx.options import MEMORY, PruneOptions, Show, Storage, Target
 
     if target is None and keep is None and preset is None:
         target = "macs=50%"
     options = PruneOptions(
         target=None if target is None else Target.parse(target), keep=keep, method=method, reconstruct=reconstruct,
         scope=scope, include=tuple(include), exclude=tuple(exclude), round_to=round_to, samples=samples, seed=seed,
-        drop_branches=drop_branches, preset=preset, engine=engine,
-        latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
+        positions=positions, memory=MEMORY if memory is None else memory, drop_branches=drop_branches, preset=preset,
+        engine=engine, latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
     )  # fmt: skip
     preprocess = Preprocess(**pixels)
     asked = {"random-data": random_data, "test-data": None if test_data is None else os.fspath(test_data)}

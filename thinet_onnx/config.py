@@ -53,6 +53,7 @@ def of_prune(options: PruneOptions, pixels: "Preprocess", data: object, asked: M
         "include": list(options.include) or None,
         "exclude": list(options.exclude) or None,
         "round-to": options.round_to,
+        "positions": options.positions,
         "drop-branches": options.drop_branches,
         "method": options.selection,
         "reconstruct": options.reconstruction,

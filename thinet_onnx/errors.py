@@ -8,6 +8,7 @@
     ├── NothingToPruneError  the graph holds no channel that could go
     ├── ReportError    the JSON report of an earlier run: missing, not JSON, of another kind
     ├── StateError     the state or the moments of an earlier run: unreadable, or of a run that asked for something else
+    ├── ProcessError   another process of a run under torchrun failed or is gone
     └── OutputError    the result can't be written
 
 A message names the file, tensor or option, says what was expected, and what to do. Everything else that is raised is a
@@ -45,6 +46,10 @@ class ReportError(ThinetError):
 
 class StateError(ThinetError):
     """What an earlier run kept can't be read, or belongs to another run."""
+
+
+class ProcessError(ThinetError):
+    """Another process of this run failed, or can't be reached any more."""
 
 
 class OutputError(ThinetError):

@@ -5,7 +5,7 @@ Model and data are known by what is in them (SHA-256), wherever they lie and wha
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,18 @@ def of_model(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def of_data(*parts: Iterable[Feeds]) -> str:
-    """The digest of batches, as the network gets them: the same numbers, divided alike."""
+def of_batch(feeds: Feeds) -> str:
+    """The digest of one batch, as the network gets it."""
     digest = hashlib.sha256()
-    for number, batches in enumerate(parts):
-        for feeds in batches:
-            for name, value in feeds.items():
-                digest.update(json.dumps([number, name, str(value.dtype), value.shape]).encode())
-                digest.update(_bytes(value))
+    for name, value in feeds.items():
+        digest.update(json.dumps([name, str(value.dtype), value.shape]).encode())
+        digest.update(_bytes(value))
     return digest.hexdigest()
+
+
+def of_data(parts: Sequence[Sequence[str]]) -> str:
+    """The digest of data, from those of the batches of each part: the same numbers, divided alike."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.unfold import Window, columns, scatter, windows
 
 Floats = NDArray[np.floating[Any]]
@@ -83,24 +84,28 @@ class Joint:
         activation: from a tensor as the first layer puts it out to one as the second takes it in, element by element.
         scale: (D) what the network multiplies the outputs by.
         biases: whether the first and the second layer's bias may change.
+        ranks: processes that have rows of their own each, and fit the same weights to all of them: errors, gradients and
+            second moments are sums over rows.
     """
 
     def __init__(
-        self, first: Shape, second: Shape, activation: Activation, scale: Floats, biases: tuple[bool, bool]
-    ) -> None:
+        self, first: Shape, second: Shape, activation: Activation, scale: Floats, biases: tuple[bool, bool],
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         self.first, self.second, self.activation, self.biases = first, second, activation, biases
         self.scale = scale.astype(np.float32)[:, None]
+        self.ranks = ranks
 
     def error(self, weights: Weights, rows: Sequence[Rows]) -> float:
         """Mean squared error of the scaled outputs, summed over them."""
-        total, count = 0.0, 0
+        sums = np.zeros(2)  # of squares, and of positions
         for batch in rows:
             hidden, _ = self._hidden(weights, batch.x)
             answer = self._second(weights.second, self._unfold(self.activation(hidden)))
             gap = (answer + weights.second_bias[:, None] - batch.target) * self.scale
-            total += float(np.vdot(gap, gap))
-            count += gap.shape[1]
-        return total / max(count, 1)
+            sums += float(np.vdot(gap, gap)), gap.shape[1]
+        self.ranks.add_up(sums)
+        return float(sums[0] / max(sums[1], 1))
 
     def step(self, weights: Weights, rows: Sequence[Rows], damping: float, iterations: int) -> Weights:
         """One Gauss–Newton step: conjugate gradients on the network made linear at these weights.
@@ -175,7 +180,7 @@ class Joint:
     def _gradient(self, weights: Weights, seen: Sequence[_Seen], outputs: Sequence[Floats], sign: float) -> Weights:
         """The adjoint of `_push`, averaged over positions."""
         totals = [np.zeros(part.shape, np.float64) for part in weights.all()]
-        count = sum(batch.residual.shape[1] for batch in seen)
+        count = np.array([sum(batch.residual.shape[1] for batch in seen)], np.float64)
         for batch, given in zip(seen, outputs, strict=True):
             back = given * self.scale
             parted = back.reshape(self.second.groups, -1, back.shape[1])
@@ -187,22 +192,31 @@ class Joint:
             for place, (may, part) in enumerate(zip(self.biases, (flat, back), strict=True)):
                 if may:
                     totals[2 * place + 1] += part.sum(1, dtype=np.float64)
-        return Weights(*((sign / max(count, 1) * total).astype(np.float32) for total in totals))
+        self.ranks.add_up(count, *totals)
+        return Weights(*((sign / max(count[0], 1) * total).astype(np.float32) for total in totals))
 
 
 class _Condition:
     """Damping and preconditioner: the inputs' second moments times each output's curvature (a Kronecker product)."""
 
     def __init__(self, joint: Joint, weights: Weights, seen: Sequence[_Seen], damping: float) -> None:
-        count = max(sum(batch.residual.shape[1] for batch in seen), 1)
+        count = np.array([sum(batch.residual.shape[1] for batch in seen)], np.float64)
+        slopes = np.zeros(len(weights.first_bias))
+        for batch in seen:
+            slopes += np.square(batch.slope, dtype=np.float64).sum(1)
+        moments = [
+            _moments(rows, len(weight), weight.shape[2])
+            for rows, weight in (([s.first for s in seen], weights.first), ([s.second for s in seen], weights.second))
+        ]
+        joint.ranks.add_up(count, slopes, *moments)
+        many = max(count[0], 1)
         squares = np.square(weights.second * joint.scale.reshape(len(weights.second), -1, 1)).sum(1)
         squares = squares.reshape(len(weights.first_bias), -1).sum(1)
-        slopes = sum(np.square(batch.slope, dtype=np.float64).sum(1) for batch in seen) / count
-        self.first_weight = _floored(slopes * squares)
+        self.first_weight = _floored(slopes / many * squares)
         self.second_weight = _floored(np.square(joint.scale[:, 0], dtype=np.float64))
         self.damping = damping
-        self.first, self.first_pull = _inverse([batch.first for batch in seen], damping)
-        self.second, self.second_pull = _inverse([batch.second for batch in seen], damping)
+        self.first, self.first_pull = _inverse(moments[0] / many, damping)
+        self.second, self.second_pull = _inverse(moments[1] / many, damping)
         self.groups = joint.first.groups, joint.second.groups
 
     def _spread(self, weight: Floats, place: int) -> Floats:
@@ -235,18 +249,25 @@ class _Condition:
         )
 
 
-def _inverse(seen: Sequence[Floats], damping: float) -> tuple[Floats, Floats]:
-    """(H + pull · I)⁻¹ of each convolution group (or of its diagonal, where it is large) and the pull."""
-    groups, size, _ = seen[0].shape
-    count = max(sum(batch.shape[2] for batch in seen), 1)
+def _moments(seen: Sequence[Floats], groups: int, size: int) -> NDArray[np.float64]:
+    """Σ u uᵀ of each convolution group (groups, size, size), or its diagonal (groups, size) where it is large."""
     if size > _WIDE or groups * size > _WIDE * 8:
-        diagonal = sum(np.square(batch, dtype=np.float64).sum(2) for batch in seen) / count
-        pull = damping * diagonal.mean(1) + 1e-12
-        return (1.0 / (diagonal + pull[:, None])).astype(np.float32), pull
+        diagonal = np.zeros((groups, size))
+        for batch in seen:
+            diagonal += np.square(batch, dtype=np.float64).sum(2)
+        return diagonal
     h = np.zeros((groups, size, size))
     for batch in seen:
         h += batch @ batch.swapaxes(1, 2)
-    h /= count
+    return h
+
+
+def _inverse(h: NDArray[np.float64], damping: float) -> tuple[Floats, Floats]:
+    """(H + pull · I)⁻¹ of each convolution group (or of its diagonal, where that is all there is) and the pull."""
+    if h.ndim == 2:
+        pull = damping * h.mean(1) + 1e-12
+        return (1.0 / (h + pull[:, None])).astype(np.float32), pull
+    size = h.shape[1]
     pull = damping * np.trace(h, axis1=1, axis2=2) / size + 1e-12
     return np.linalg.inv(h + pull[:, None, None] * np.eye(size)).astype(np.float32), pull
 

@@ -19,6 +19,7 @@ from thinet_onnx.graph import Graph
 from thinet_onnx.groups import Analysis, make_plan
 from thinet_onnx.options import Progress, PruneOptions, Target
 from thinet_onnx.profile import Profile
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import LatencyTarget
 from thinet_onnx.setting import Setting
 from thinet_onnx.stopwatch import Compared, EngineStopwatch, Feeds, Stopwatch
@@ -32,16 +33,22 @@ _SECONDS = 4.0  # for each of them
 
 @dataclass
 class Bench:
-    """Where files are measured: the original as it is, the model that is cut, and feeds of the batch that counts."""
+    """Where files are measured: the original as it is, the model that is cut, and feeds of the batch that counts.
+
+    Of several processes the first one measures, while the others wait, and tells them: so all come to the same widths.
+    """
 
     original: onnx.ModelProto
     model: onnx.ModelProto
     feeds: Feeds
     batch: int
     stopwatch: Stopwatch
+    ranks: Ranks = ALONE
 
     @classmethod
-    def open(cls, setting: Setting, source: Source, options: PruneOptions, stopwatch: Stopwatch | None) -> "Bench":
+    def open(
+        cls, setting: Setting, source: Source, options: PruneOptions, stopwatch: Stopwatch | None, ranks: Ranks = ALONE
+    ) -> "Bench":
         """Start the engine and prepare the feeds.
 
         Args:
@@ -49,6 +56,7 @@ class Bench:
             source: what it is fed.
             options: `engine`, `threads`, `latency_batch`.
             stopwatch: measures in place of the engine.
+            ranks: the processes of the run.
 
         Raises:
             OptionError: the engine isn't installed, or the file or the data can't have this batch.
@@ -61,12 +69,12 @@ class Bench:
         except WrongBatchError as error:
             raise OptionError(f"--latency-batch {batch} doesn't fit {setting.name}: {error}.") from error
         original = setting.read if setting.read.opset_import else setting.model
-        return cls(original, setting.model, feeds, batch, stopwatch)
+        return cls(original, setting.model, feeds, batch, stopwatch, ranks)
 
     @cached_property
     def original_ms(self) -> float:
         """What the original takes."""
-        return self.stopwatch.one(self.original, self.feeds, _SECONDS)
+        return self.ranks.once(lambda: self.stopwatch.one(self.original, self.feeds, _SECONDS))
 
     def share(self, target: Target) -> float:
         """A target as a share of the original's time.
@@ -84,13 +92,14 @@ class Bench:
 
     def profile(self, analysis: Analysis, candidates: Collection[int], progress: Progress) -> Cost:
         """Milliseconds by the groups' widths, as single layers tell."""
-        shapes = runtime.observed_shapes(Graph(self.model), self.feeds)
-        return Profile(analysis, self.model, shapes, self.stopwatch).cost(self.original_ms, candidates, progress)
+        whole, shapes = self.original_ms, runtime.observed_shapes(Graph(self.model), self.feeds)
+        profile = Profile(analysis, self.model, shapes, self.stopwatch)
+        return self.ranks.once(lambda: profile.cost(whole, candidates, progress))
 
     def compare(self, analysis: Analysis, widths: Sequence[int]) -> Compared:
         """Cut a file to these widths, whatever the channels, and measure it beside the original."""
         bare = surgery.apply(self.model, make_plan(analysis, [np.arange(width) for width in widths]))
-        return self.stopwatch.both(self.original, bare, self.feeds, _SECONDS)
+        return self.ranks.once(lambda: self.stopwatch.both(self.original, bare, self.feeds, _SECONDS))
 
 
 @dataclass(frozen=True)

@@ -66,22 +66,20 @@ class Moments:
 
     def merge(self, other: "Moments") -> None:
         """Add another shard's sums."""
-        self.flush()
-        other.flush()
         self.count += other.count
-        for mine, theirs in zip(self._sums(), other._sums(), strict=True):
+        for mine, theirs in zip(self.sums(), other.sums(), strict=True):
             np.add(mine, theirs, out=mine)
 
     def plus(self, other: "Moments") -> "Moments":
         """The sums of two shards, in new arrays."""
-        self.flush()
-        other.flush()
         both = Moments.__new__(Moments)
         both.count, both._waiting = self.count + other.count, []
-        both.h, both.p, both.u, both.t, both.t2 = (a + b for a, b in zip(self._sums(), other._sums(), strict=True))
+        both.h, both.p, both.u, both.t, both.t2 = (a + b for a, b in zip(self.sums(), other.sums(), strict=True))
         return both
 
-    def _sums(self) -> tuple[Doubles, ...]:
+    def sums(self) -> tuple[Doubles, ...]:
+        """The sums themselves, of all rows taken in so far."""
+        self.flush()
         return self.h, self.p, self.u, self.t, self.t2
 
     def statistics(self, *, centred: bool, weights: Floats | None = None, bias: Doubles | None = None) -> "Statistics":

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinet_onnx.calibration import ONE_BLOCK, Numbers
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import ModelError
 from thinet_onnx.groups import Analysis
 from thinet_onnx.moments import Moments
+from thinet_onnx.options import MEMORY
+from thinet_onnx.ranks import Ranks
 from thinet_onnx.rules import Linear
-from thinet_onnx.stream import MEMORY, Stream
+from thinet_onnx.stream import Stream
 from thinet_onnx.unfold import count_positions, rows_at, values_at
 
 Array = np.ndarray[Any, Any]
@@ -48,11 +51,13 @@ class Watcher:
     Args:
         consumer: the weight.
         items: how many inputs will be seen, over all batches.
-        seed: of the sampled positions; the same seed samples the same positions of the same images.
+        seed: of the sampled positions; the same seed samples the same positions of the same batches.
+        numbers: where the batches stand among those of all processes.
         moments: gather second moments (for selection by the exact objective, and for reconstruction).
         sampled: gather the paper's sampled rows.
         own: the targets are the layer's answers to the very inputs that are seen, so that they needn't be looked at.
         zeros: count zeros (for APoZ).
+        positions: how many to look at, over all inputs; None: enough for the width.
     """
 
     def __init__(
@@ -61,10 +66,12 @@ class Watcher:
         items: int,
         seed: int,
         *,
+        numbers: Numbers = ONE_BLOCK,
         moments: bool = True,
         sampled: bool = False,
         own: bool = False,
         zeros: bool = True,
+        positions: int | None = None,
     ) -> None:
         self.consumer = consumer
         groups, outputs, columns = consumer.matrix.shape
@@ -73,8 +80,8 @@ class Watcher:
         self._count_zeros = zeros
         self.own, answers = own, None if own else outputs
         self.moments = [(Moments(columns, answers), Moments(columns, answers)) for _ in seen]
-        self._batches = 0
-        wanted = rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
+        self._numbers, self._batches, self._block = numbers, numbers.first, 0
+        wanted = positions or rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
         self._per_item = max(1, -(-wanted // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
@@ -96,6 +103,10 @@ class Watcher:
         """
         self._checking = is_check(self._batches)
         self._random = np.random.default_rng([self._seed, self._batches])
+        if self._block != (block := self._numbers.block(self._batches)):
+            self._block = block
+            for half in (half for pair in self.moments for half in pair):
+                half.flush()
         self._batches += 1
         for use, other in zip(self.consumer.uses, self.consumer.other, strict=True):
             self._add_use(use, other, original, original if pruned is None else pruned)
@@ -159,6 +170,20 @@ class Watcher:
             sums = np.stack([products[:, keys == unit].sum(1) for unit in self._units], 1)
             self._rows.append(sums)
             self._answers.append(sums.sum(1))
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Put together what the watchers of all processes saw: sums are added, sampled rows (they are few) gathered."""
+        halves = [half for pair in self.moments for half in pair]
+        counts = np.array([self._seen, *(half.count for half in halves)], np.float64)
+        ranks.add_up(counts, self._zeros, *(part for half in halves for part in half.sums()))
+        self._seen, *seen = (int(count) for count in counts)
+        for half, count in zip(halves, seen, strict=True):
+            half.count = count
+        if self._sampled:
+            found = ranks.gather((self._rows, self._answers))
+            self._rows, self._answers = (
+                [array for part in parts for array in part] for parts in zip(*found, strict=True)
+            )
 
     @property
     def has_samples(self) -> bool:

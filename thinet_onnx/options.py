@@ -25,6 +25,7 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 BOX_ORDERS: tuple[str, ...] = get_args(BoxOrder)
 
 _MOST_CLASSES = 100_000
+MEMORY = 800_000_000.0  # bytes
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -76,6 +77,17 @@ class Target:
         return f"{self.kind}={self.value:.4g}" + ("ms" if self.kind == "latency" else "")
 
 
+def parse_bytes(text: str) -> float:
+    """Read `2G`, `500M`, `0` (k, M, G, T are decimal).
+
+    Raises OptionError for anything else.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)[bB]?", text.strip())
+    if match is None:
+        raise OptionError(f"--memory {text!r} is not understood: write a number of bytes, such as 2G or 500M.")
+    return float(match[1]) * _SUFFIXES[match[2].lower()]
+
+
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     """Read `--shape name:1,3,224,224` (several times); sizes are positive.
 
@@ -108,6 +120,8 @@ class PruneOptions:
     With `drop_branches` a residual branch may lose all its channels, where that serves the target best; with a latency
     target it always may. Latency is measured in `engine` with `threads` (0: the engine's own choice) at `latency_batch`
     (None: the file's own, 1 where it is open); the three mean nothing for other targets, and may not be set for them.
+    Each layer is seen at `positions` positions over all samples (None: enough for its width, bounded by work). `memory` is how
+    many bytes of activations a run keeps in memory; what is more goes to temporary files, and changes nothing in the result.
     `round_to` is the multiple that widths are rounded to; None picks it by the width of the group. `include` and `exclude`
     are regular expressions searched in node names: a group is left whole if one of its producers is excluded or, with
     `include`, none is included.
@@ -123,6 +137,8 @@ class PruneOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     round_to: int | None = None
+    positions: int | None = None
+    memory: float = MEMORY
     drop_branches: bool = False
     engine: EngineName = "ort"
     latency_batch: int | None = None
@@ -172,6 +188,10 @@ class PruneOptions:
                 raise OptionError(f"--{option} {value!r} is unknown: choose one of {', '.join(choices)}.")
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"--round-to {self.round_to}: the multiple must be 1 or more.")
+        if self.positions is not None and self.positions < 1:
+            raise OptionError(f"--positions {self.positions}: a layer must be seen at 1 position or more.")
+        if not 0 <= self.memory < float("inf"):
+            raise OptionError(f"--memory {self.memory:g}: give a number of bytes, such as 2G.")
         if self.samples is not None and self.samples < 2:
             raise OptionError(f"--samples {self.samples}: at least 2 are needed, one to fit and one to check.")
         check_seed(self.seed)

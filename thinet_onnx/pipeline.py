@@ -14,12 +14,15 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx import examples, external, protos, runtime, summary, verify
 from thinet_onnx import graph as graphs
+from thinet_onnx.calibration import batched, check_same
 from thinet_onnx.config import KEY as CONFIG
 from thinet_onnx.errors import OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import analyse
+from thinet_onnx.joined import join, joined
 from thinet_onnx.options import Progress, PruneOptions, Scope, Show, Silent, Storage, Timed
 from thinet_onnx.plan import PrunePlan
+from thinet_onnx.ranks import Ranks
 from thinet_onnx.result import Accuracy, Examples, Inspection, Latency, Report, Size
 from thinet_onnx.run import HELD_OUT, Outcome, Run, one_and_two
 from thinet_onnx.setting import Data, Setting, closed_inputs, open_data, open_model
@@ -78,8 +81,11 @@ def prune(
     stopwatch: Stopwatch | None = None,
     storage: Storage | None = None,
     config: str = "",
+    ranks: Ranks | None = None,
 ) -> PruneResult:
     """Prune a model.
+
+    Run by torchrun, each process observes its part of the data; all return the same, and the first one writes.
 
     Args:
         model: a path or a ModelProto; it is left as it is.
@@ -93,17 +99,25 @@ def prune(
         progress: who is told how far the run is.
         work: what is done in place of `Run.work`.
         stopwatch: who measures for a latency target; the engine of the options otherwise.
-        storage: what the run keeps on disk, and starts from.
+        storage: what the run keeps on disk, and starts from; the first process writes and reads it.
         config: what was asked for, as TOML; the pruned model and the report carry it.
+        ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
         ThinetError: see `errors`.
     """
+    if ranks is None:
+        with joined(join()) as others:
+            return prune(
+                model, data, options, preprocess=preprocess, random_data=random_data, test_data=test_data, output=output,
+                show=show, progress=progress, work=work, stopwatch=stopwatch, storage=storage, config=config,
+                ranks=others,
+            )  # fmt: skip
     started = time.perf_counter()
-    progress = Timed(progress or Silent())
+    progress = Timed((progress if ranks.first else None) or Silent())
     preprocess = preprocess or sources.Preprocess()
     setting = open_model(model, options.shapes)
-    if output is not None:
+    if output is not None and ranks.first:
         setting.check_output(output)
     source = _open_data(setting, data, options, preprocess, random_data)
     test = sources.open_source(test_data, setting.inputs, preprocess) if test_data is not None else None
@@ -111,7 +125,8 @@ def prune(
         raise OptionError(
             f"--test-data {test_data} has no labels; add a key 'labels', or sort the images into folders."
         )
-    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test)
+    check_same(ranks, len(source), setting.model)
+    run = Run(setting, source, options, preprocess, progress, stopwatch, storage, test, ranks)
     try:
         result = work(run) if work is not None else run.work()
         if config:
@@ -142,11 +157,21 @@ def _report(
     run: Run, outcome: Outcome, random_data: bool, output: str | os.PathLike[str] | None, started: float,
     show: Show | None,
 ) -> Report:  # fmt: skip
-    """Measure both models, write the pruned one, and tell."""
-    setting, analysis, options = run.setting, run.analysis, run.options
+    """Measure both models, write the pruned one, and tell: the first process does, with answers from all of them."""
     run.progress.start("Measuring", 3)
-    held = run.held_batches
-    before, after = run.held_before, runtime.outputs(outcome.twin, held)
+    answers = run.held_before, runtime.outputs(outcome.twin, run.held_batches)
+    before, after = map(run.ranks.gather_first, answers)
+    accuracy = _accuracy(run, outcome.twin)
+    run.progress.advance()
+    return run.ranks.once(lambda: _told(run, outcome, before, after, accuracy, random_data, output, started, show))
+
+
+def _told(
+    run: Run, outcome: Outcome, before: verify.Outputs, after: verify.Outputs, accuracy: Accuracy | None,
+    random_data: bool, output: str | os.PathLike[str] | None, started: float, show: Show | None,
+) -> Report:  # fmt: skip
+    """The report; the pruned model is written on the way."""
+    setting, analysis, options = run.setting, run.analysis, run.options
     answers = examples.Held(run.source, run.held, run.size, setting.graph.outputs, before, after)
     near = verify.fidelity(answers.names, before, after, items=answers.items)
     shown = Examples()
@@ -155,8 +180,6 @@ def _report(
     run.progress.advance()
     single = run.source.batch(run.held[:1])
     (slow, fast), runs = runtime.latency([setting.model, outcome.model], single)
-    run.progress.advance()
-    accuracy = _accuracy(run, outcome.twin)
     run.progress.advance()
     size = external.size(outcome.model)
     if output is not None:
@@ -188,6 +211,7 @@ def _report(
         | {
             "method": options.selection, "reconstruct": options.reconstruction, "data": run.source.description,
             "test_data": None if run.test is None else run.test.description, "preprocess": dataclasses.asdict(run.preprocess),
+            "processes": run.ranks.count,
         },
         versions=summary.versions(), plan=outcome.plan, warnings=tuple(warnings),
         finetune=outcome.tuned, latency_target=outcome.decision.timed,
@@ -206,10 +230,12 @@ def _accuracy(run: Run, pruned: onnx.ModelProto) -> Accuracy | None:
     source, rows = (run.source, run.held) if run.test is None else (run.test, list(range(len(run.test))))
     if source.labels is None or run.unfit is not None:
         return None
-    size = run.size if source.stackable else 1
-    pairs = []
+    mine = run.ranks.share(batched(rows, run.size if source.stackable else 1))
+    labels = source.labels[[row for some in mine for row in some]]
+    shares = []
     for model in (run.model, pruned):
-        batches = (source.batch(rows[start : start + size]) for start in range(0, len(rows), size))
-        pairs.append(verify.accuracy(model, batches, source.labels[rows]))
-    before, after = pairs
+        right = run.ranks.gather(verify.hits(model, map(source.batch, mine), labels))
+        known = [part for part in right if part is not None]
+        shares.append(float(np.concatenate(known).mean()) if len(known) == len(right) else None)
+    before, after = shares
     return None if before is None or after is None else Accuracy(before, after, len(rows))

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinet_onnx import runtime, segment
+from thinet_onnx.calibration import ONE_BLOCK, Numbers
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.graph import Graph
 from thinet_onnx.joint import Joint, Rows, Shape, Weights
 from thinet_onnx.observe import is_check
 from thinet_onnx.pairs import Pair
+from thinet_onnx.ranks import ALONE, Ranks
 
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
@@ -35,22 +37,28 @@ _WORTH = 0.005  # share of the error that a round must save for another one
 class Polisher:
     """Gathers what one pair sees, then refits it.
 
-    `graph` is the original's, `items` how many inputs will be seen over all batches.
+    `graph` is the original's, `items` how many inputs will be seen over all batches, `numbers` says where these stand.
+    Of several processes each keeps the images that it saw: a fit adds up gradients, which are no larger than the weights.
     """
 
     pair: Pair
     graph: Graph
     items: int
     seed: int
+    ranks: Ranks = ALONE
+    numbers: Numbers = ONE_BLOCK
     _x: list[list[Array]] = field(default_factory=lambda: [[], []])
     _targets: list[list[Array]] = field(default_factory=lambda: [[], []])
-    _batches: int = 0
+    _blocks: list[list[int]] = field(default_factory=lambda: [[], []])
+
+    def __post_init__(self) -> None:
+        self._batches = self.numbers.first
 
     def add(self, original: Tensors, pruned: Tensors) -> None:
         """Take in one batch of both networks: inputs of both layers, and the stream that the consumer adds to."""
         consumer, layer = self.pair.consumer, self.pair.consumer.layer
         place, dense, x = is_check(self._batches), original[layer.node.key], pruned[self.pair.producer.layer.x]
-        random = np.random.default_rng([self.seed, self._batches])
+        random, block = np.random.default_rng([self.seed, self._batches]), self.numbers.block(self._batches)
         self._batches += 1
         positions = max(dense[0].size // layer.out_channels, 1)
         both = (self.pair.producer, consumer)
@@ -65,6 +73,7 @@ class Polisher:
             other = consumer.other[0]
             loss = (original[other][chosen] - pruned[other][chosen]) if other else None
             self._x[place].append(x[chosen])
+            self._blocks[place].append(block)
             self._targets[place].append(self._target(dense[chosen], loss))
 
     def _target(self, dense: Array, loss: Array | None) -> Array:
@@ -89,7 +98,9 @@ class Polisher:
         Returns:
             New weights of both, None where nothing was gained.
         """
-        if not all(self._x) or not keep.any():
+        seen = np.array([len(part) for part in self._x], np.float64)
+        self.ranks.add_up(seen)
+        if not seen.all() or not keep.any():
             return None
         producer, consumer = self.pair.producer, self.pair.consumer
         one, two = producer.layer, consumer.layer
@@ -101,6 +112,7 @@ class Polisher:
             _Between(self.pair, self.graph, keep),
             consumer.scale,
             (producer.can_bias, consumer.can_bias),
+            self.ranks,
         )
         taken = (keep, _ALL, np.ones(one.taps, bool)) if one.depthwise else (_ALL, keep, np.repeat(keep_in, one.taps))
         mine = np.ix_(*taken)
@@ -108,6 +120,7 @@ class Polisher:
         biases = [entry.consumer.bias if entry.bias is None else entry.bias for entry in (first, second)]
         start = (first.matrix[mine], biases[0][keep], second.matrix[:, :, read], biases[1])
         found = _descend(problem, Weights(*(np.asarray(part, np.float32) for part in start)), rows, check)
+        found = self.ranks.once(lambda: found)
         if found is None:
             return None
         matrix, bias = first.matrix.copy(), biases[0].copy()
@@ -128,7 +141,7 @@ class Polisher:
         """What was gathered, some channels of it, in chunks."""
         axis = self.pair.producer.layer.x_axis
         numbers = self.pair.producer.columns + self.pair.consumer.columns
-        chunks = _chunked(self._x[place], self._targets[place], numbers)
+        chunks = _chunked(self._x[place], self._targets[place], self._blocks[place], numbers)
         return [Rows(np.compress(channels, x, axis), target) for x, target in chunks]
 
 
@@ -155,13 +168,14 @@ def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Row
     return weights if error < start else None
 
 
-def _chunked(xs: list[Array], targets: list[Array], numbers: int) -> list[tuple[Array, Array]]:
-    """Batches of one shape put together, up to `_CHUNK` unfolded numbers each."""
+def _chunked(xs: list[Array], targets: list[Array], blocks: list[int], numbers: int) -> list[tuple[Array, Array]]:
+    """Batches of one shape and one block put together, up to `_CHUNK` unfolded numbers each."""
     result: list[tuple[Array, Array]] = []
     waiting: list[int] = []
     size = 0
     for index, (x, target) in enumerate(zip(xs, targets, strict=True)):
-        if waiting and (x.shape[1:] != xs[waiting[0]].shape[1:] or size >= _CHUNK):
+        new = bool(waiting) and (x.shape[1:] != xs[waiting[0]].shape[1:] or blocks[index] != blocks[waiting[0]])
+        if new or size >= _CHUNK:
             result.append(_join(waiting, xs, targets))
             waiting, size = [], 0
         waiting.append(index)

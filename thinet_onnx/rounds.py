@@ -24,6 +24,7 @@ from thinet_onnx.errors import OptionError
 from thinet_onnx.groups import make_plan
 from thinet_onnx.options import Progress, PruneOptions, Show, Storage
 from thinet_onnx.pipeline import PruneResult
+from thinet_onnx.ranks import Ranks
 from thinet_onnx.run import Outcome, Run
 from thinet_onnx.setting import Data, open_data, open_model
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
@@ -49,7 +50,7 @@ def prune(
     model: onnx.ModelProto | str | os.PathLike[str], data: Data, options: PruneOptions, schedule: Schedule, *,
     preprocess: sources.Preprocess | None = None, test_data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None, show: Show | None = None, progress: Progress | None = None,
-    storage: Storage | None = None, config: str = "",
+    storage: Storage | None = None, config: str = "", ranks: Ranks | None = None,
 ) -> PruneResult:  # fmt: skip
     """Prune and fine-tune a model; `pipeline.prune` with training. All of the data trains, `options.samples` calibrate.
 
@@ -65,6 +66,7 @@ def prune(
         progress: who is told how far the run is.
         storage: what the run keeps on disk, and starts from; the checkpoints of the training at the end lie in its state, too.
         config: what was asked for, as TOML; the pruned model and the report carry it.
+        ranks: the processes that take part; by default those that torchrun started.
 
     Raises:
         ThinetError: see `errors`.
@@ -82,7 +84,7 @@ def prune(
     work = partial(_work, trainer=_Trainer(full, rows, schedule, storage.state))
     return pipeline.prune(
         model, some, options, preprocess=preprocess, test_data=test_data, output=output, show=show, progress=progress,
-        work=work, storage=storage, config=config,
+        work=work, storage=storage, config=config, ranks=ranks,
     )  # fmt: skip
 
 
@@ -103,8 +105,9 @@ class _Trainer:
         options = dataclasses.replace(self.schedule.options, epochs=epochs)
         held = [self.rows[row] for row in run.held]
         folder = None if self.state is None else self.state / "training"
-        return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=run.progress,
-                               folder=folder, resume=folder is not None)  # fmt: skip
+        with run.ranks.apart():
+            return tuning.finetune(student, run.setting.model, self.data, options, held=held, progress=run.progress,
+                                   folder=folder, resume=folder is not None)  # fmt: skip
 
 
 def _work(run: Run, trainer: _Trainer) -> Outcome:
@@ -135,7 +138,8 @@ def _group_by_group(run: Run, trainer: _Trainer) -> Outcome:
             run.options, target=None, keep=None, preset=None, widths={groups[g].name: decision.widths[g]}, scope="all",
             include=(), exclude=(), engine="ort", latency_batch=None, threads=0,
         )  # fmt: skip
-        part = Run(open_model(model, run.options.shapes), run.source, options, run.preprocess, run.progress).work()
+        setting = open_model(model, run.options.shapes)
+        part = Run(setting, run.source, options, run.preprocess, run.progress, ranks=run.ranks).work()
         kept[g] = np.array(_kept(part, groups[g].name, groups[g].size))
         rebuilt += [entry for entry in part.rebuilt if entry.error is not None]  # a maker of channels has its own round
         worst = max(worst, part.oracle_error)

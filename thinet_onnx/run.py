@@ -15,6 +15,7 @@ from thinet_onnx import data as sources
 from thinet_onnx import graph as graphs
 from thinet_onnx import runtime, summary, surgery, verify, weigh
 from thinet_onnx.batches import Batches
+from thinet_onnx.calibration import Calibration, own_rows
 from thinet_onnx.choose import Chooser, Rebuilt
 from thinet_onnx.consumers import Consumer, collect, late_biases
 from thinet_onnx.decide import Decision, decide, given, price, why_not
@@ -25,6 +26,7 @@ from thinet_onnx.labels import Ids
 from thinet_onnx.latency import Bench
 from thinet_onnx.options import Progress, PruneOptions, Storage
 from thinet_onnx.plan import PrunePlan
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import TuneCurve
 from thinet_onnx.rules import Linear
 from thinet_onnx.setting import Setting
@@ -53,13 +55,15 @@ class Run:
     """The steps of one run; what one leaves for the next is kept here.
 
     `model` is the original with an open batch, to run many items at once; what is written is cut from the original itself.
+    Of several processes each has its share of the batches, those held out, too, and the first one keeps what is kept.
     """
 
     def __init__(
         self, setting: Setting, source: sources.Source, options: PruneOptions, preprocess: sources.Preprocess,
         progress: Progress, stopwatch: Stopwatch | None = None, storage: Storage | None = None,
-        test: sources.Source | None = None,
+        test: sources.Source | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
+        self.ranks = ranks
         self.source, self.options, self.preprocess, self.progress = source, options, preprocess, progress
         if len(source) < 2:
             raise OptionError(f"{source.description}: at least 2 samples are needed, one to fit and one to check.")
@@ -71,8 +75,10 @@ class Run:
         wanted = max(1, most) if source.stackable else 1
         self.setting, shapes = examine(setting, one_and_two(source, self.fit))
         self.model = runtime.with_open_batch(self.setting.graph, shapes)
-        self.size = runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
-        self.held_batches = self.batches(self.held)
+        self.size = ranks.once(
+            lambda: runtime.batch_limit(setting.model, self.model, source.batch, len(source), wanted)
+        )
+        self.held_batches = Batches(source.batch, own_rows(ranks, self.held, self.size), self.size)
         self.analysis = analyse(graphs.Graph(self.model), shapes)
         self.test = test
         (answer,) = runtime.outputs(self.model, [item])
@@ -82,15 +88,11 @@ class Run:
             raise DataError(f"{test.description}: its {self.unfit}; number them from 0.")
         self.storage = storage or Storage()
         self.kept: Kept | None = None
-        self.bench = Bench.open(self.setting, source, options, stopwatch) if options.for_latency else None
-
-    def batches(self, rows: list[int]) -> Batches:
-        """Feeds of some samples, in batches."""
-        return Batches(self.source.batch, rows, self.size)
+        self.bench = Bench.open(self.setting, source, options, stopwatch, ranks) if options.for_latency else None
 
     @cached_property
     def held_before(self) -> list[list[Array]]:
-        """What the original answers to the samples that nothing is fitted on."""
+        """What the original answers to `held_batches`."""
         return runtime.outputs(self.model, self.held_batches)
 
     def prepare(self) -> "Prepared":
@@ -108,11 +110,11 @@ class Run:
         ]
         if not candidates:
             raise NothingToPruneError(summary.nothing_to_prune(self.setting.name, analysis, options))
-        feeds = self.batches(self.fit)
+        data = Calibration.open(self.ranks, self.source.batch, self.fit, self.size)
         if self.storage.used:
-            data = feeds, self.held_batches
-            self.kept = Kept.open(self.storage, self.setting.read, data, options, summary.versions())
-        return Prepared(Sweep(analysis, consumers, chooser, feeds, len(self.fit), self.progress), candidates)
+            batches = data.own, self.held_batches
+            self.kept = Kept.open(self.storage, self.setting.read, batches, options, summary.versions(), self.ranks)
+        return Prepared(Sweep(analysis, consumers, chooser, data, self.progress), candidates)
 
     def _find_biases(self, consumers: list[Consumer]) -> None:
         """Look up biases that only a run of the network can tell."""
@@ -138,13 +140,14 @@ class Run:
         if decision is not None:
             cut = [g for g, size in enumerate(self.analysis.sizes) if decision.widths[g] < size]
             return Settled(sweep, self.weighed(prepared, cut, weights=False), decision)
-        known = None if self.kept is None else self.kept.decision()
+        known = self.ranks.once(lambda: None if self.kept is None else self.kept.decision())
         cost = None if known is not None else price(sweep.chooser, candidates, self.progress, self.bench)
         weighed = self.weighed(prepared, candidates)
         if cost is None:
             assert known is not None
             return Settled(sweep, weighed, known.of(weighed))
-        decision = decide(sweep.chooser, weighed, candidates, cost, self.progress, self.bench)
+        found = decide(sweep.chooser, weighed, candidates, cost, self.progress, self.bench)
+        decision = self.ranks.once(lambda: found)
         if self.kept is not None:
             self.kept.add_decision(decision)
         return Settled(sweep, weighed, decision)
@@ -161,9 +164,11 @@ class Run:
         reuse, weights = weights, weights or self.storage.save_moments is not None
         cut = candidates if weights else cut
         later = weigh.later_readers(sweep.chooser, cut)
-        found = None if self.kept is None else self.kept.weighed(sweep.consumers, weights=weights)
+        read = None if self.kept is None else self.kept.weighed(sweep.consumers, weights=weights)
+        told = self.ranks.once(lambda: None if read is None else read.bare())
+        found = told if read is None else read
         if found is None and weights:
-            trial = Trial(self.model, sweep.chooser, len(candidates), sweep.feeds)
+            trial = Trial(self.model, sweep.chooser, len(candidates), sweep.data)
             views, tried = sweep.survey(sweep.readers(candidates), candidates, trial, later)
             found = weigh.weigh(tried, views, sweep.chooser.ridges)
         elif found is None:
@@ -187,7 +192,7 @@ class Run:
         tempered = None
         if self.options.reconstruction != "none":
             columns = partial(sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.held_batches, self.held_before)
+            tempered = temper(self.model, rebuilt, columns, self.held_batches, self.held_before, self.ranks)
             rebuilt = tempered.rebuilt
         self.progress.advance()
         return self._cut(plan, kept, rebuilt, decision, tempered)

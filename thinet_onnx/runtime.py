@@ -4,6 +4,7 @@ Everything here takes protobufs and arrays and returns arrays. Models for runnin
 declared shapes of inner tensors and outputs, so that a file exported for batch 1 may be tried with more.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,22 +38,24 @@ def version() -> str:
 
 
 def session(
-    model: onnx.ModelProto, weights: Mapping[str, Array] | None = None, *, optimise: bool = True, threads: int = 0
-) -> ort.InferenceSession:
+    model: onnx.ModelProto, weights: Mapping[str, Array] | None = None, *, optimise: bool = True, threads: int = 0,
+    shared: bool = True,
+) -> ort.InferenceSession:  # fmt: skip
     """A CPU session; without `optimise` every tensor of the file exists under its name.
 
     Args:
         model: what is to run.
         weights: values of external tensors that are in no file.
         optimise: let ONNX Runtime change the graph.
-        threads: 0 for its own choice.
+        threads: 0 for all cores, or a share of them if it is `shared`.
+        shared: whether all processes that torchrun started on this machine are at work.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or (_cores() if shared else 0)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy works in between
     if not optimise:  # for a few runs: planning the memory ahead takes time that grows with the square of the nodes
         options.enable_mem_pattern = False
@@ -75,6 +78,12 @@ def session(
         )
     except _ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime can't load the model ({_first_line(error)}).") from error
+
+
+def _cores() -> int:
+    """Threads for this process among those that torchrun started on this machine; 0, all of them, if it is alone."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, (os.cpu_count() or 1) // processes) if processes > 1 else 0
 
 
 def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None) -> list[Array]:
@@ -210,7 +219,7 @@ def latency(
         runs: at most so many runs of each, after warming up.
         seconds: stop sooner once this much time has passed (at least 5 runs).
     """
-    sessions = [session(runnable(model)) for model in models]
+    sessions = [session(runnable(model), shared=False) for model in models]
     for active in sessions:
         for _ in range(2):
             run(active, feeds)

@@ -21,6 +21,7 @@ from thinet_onnx.decide import Decision
 from thinet_onnx.errors import OutputError, StateError
 from thinet_onnx.fingerprint import Feeds, Fingerprint
 from thinet_onnx.options import PruneOptions, Storage
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import LatencyTarget, Tradeoff
 from thinet_onnx.sweep import Step, Weights
 from thinet_onnx.weigh import Weighed
@@ -64,18 +65,26 @@ class Kept:
 
     @classmethod
     def open(
-        cls, storage: Storage, model: onnx.ModelProto, data: Iterable[Iterable[Feeds]], options: PruneOptions,
-        versions: Mapping[str, str],
-    ) -> "Kept":  # fmt: skip
-        """For a model, data (batches that are fitted on, and others) and options; see `Kept`."""
-        found = fingerprint.of_model(model), fingerprint.of_data(*data)
+        cls, storage: Storage, model: onnx.ModelProto, data: Sequence[Iterable[Feeds]], options: PruneOptions,
+        versions: Mapping[str, str], ranks: Ranks = ALONE,
+    ) -> "Kept | None":  # fmt: skip
+        """For a model, data (batches that are fitted on, and others) and options; see `Kept`.
+
+        Of several processes each tells of its own batches, and the first one keeps and reads; None for the others.
+        """
+        every_share = ranks.gather([[fingerprint.of_batch(feeds) for feeds in batches] for batches in data])
+        if not ranks.first:
+            return None
+        digests = [[digest for share in every_share for digest in share[place]] for place in range(len(data))]
+        found = fingerprint.of_model(model), fingerprint.of_data(digests)
         chosen = {"method": options.selection, "reconstruct": options.reconstruction}
-        shared = {name: getattr(options, name) for name in ("scope", "include", "exclude", "seed")} | chosen
+        shared = {name: getattr(options, name) for name in ("scope", "include", "exclude", "positions", "seed")} | chosen
         if options.refits:  # joint or full: the groups are weighed alike
             shared["reconstruct"] = "full"
         own = {"thinet-onnx": versions["thinet-onnx"]}
         libraries = {name: version for name, version in versions.items() if name != "python"}
         every = dataclasses.asdict(options) | chosen
+        del every["memory"]  # changes nothing of the result
         return cls(storage, Fingerprint(*found, shared, own), Fingerprint(*found, every, libraries))
 
     def weighed(self, consumers: Sequence[Consumer], *, weights: bool) -> Weighed | None:

@@ -14,11 +14,10 @@ import onnx
 
 from thinet_onnx import runtime, segment
 from thinet_onnx.graph import Graph, Node
+from thinet_onnx.options import MEMORY
 from thinet_onnx.shelf import Kept, Shelf
 
 Array = np.ndarray[Any, Any]
-
-MEMORY = 400_000_000  # bytes of cached activations that one stream keeps in memory; the rest goes to files
 
 
 class Stream:

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from thinet_onnx import pairs, wording
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.groups import Analysis
@@ -91,8 +93,7 @@ class Sweep:
         analysis: of the graph.
         consumers: all layers that read channels of some group, in topological order.
         chooser: ranks and refits.
-        feeds: calibration batches.
-        items: how many inputs they are.
+        data: calibration batches; of several processes each observes its own, and the first one picks and refits.
         progress: told of every layer.
     """
 
@@ -101,12 +102,12 @@ class Sweep:
         analysis: Analysis,
         consumers: list[Consumer],
         chooser: Chooser,
-        feeds: Sequence[Feeds],
-        items: int,
+        data: Calibration,
         progress: Progress,
     ) -> None:
         self.analysis, self.consumers, self.chooser = analysis, consumers, chooser
-        self.feeds, self._items, self.progress = feeds, items, progress
+        self.data, self.progress = data, progress
+        self._memory = chooser.options.memory
 
     def survey(
         self,
@@ -137,12 +138,13 @@ class Sweep:
             *([use.x for use in c.uses] if c.bias_known else list({*c.observed, *c.answered}) for c in wanted),
             *([outputs] if trial is not None else []),
         ]
-        stream, seen = tour(self.analysis, stops, self.feeds)
+        stream, seen = tour(self.analysis, stops, self.data.own, memory=self._memory)
         with closing(stream):
             for stop, (consumer, tensors) in enumerate(zip(wanted, seen, strict=False)):
                 watcher = self._watcher(consumer, own=consumer.bias_known)
                 for batch in tensors:
                     watcher.add(batch)
+                watcher.add_up(self.data.ranks)
                 views[consumer] = View.of(watcher, centred=self.chooser.centred)
                 for group in [group for group, place in last.items() if place == stop]:
                     assert trial is not None
@@ -193,8 +195,8 @@ class Sweep:
         Args:
             views: of the original, at later readers of a group; what is seen on the way takes their place.
             widths: units that each group is to keep.
-            journal: takes down every step. Steps that it has from an earlier run aren't computed again: both networks run up
-                to where that run stopped, the pruned one with the weights that were taken down.
+            journal: takes down every step, in the first process. Steps that it has from an earlier run aren't computed again:
+                both networks run up to where that run stopped, the pruned one with the weights that were taken down.
 
         Returns:
             Units that each group keeps, and the new weights of every layer that has some.
@@ -208,7 +210,7 @@ class Sweep:
         ):  # layers behind the first cut can make up for what is lost
             touched = self.consumers[self.consumers.index(touched[0]) :]
         joint = self._pairs(touched, cut)
-        known = [] if journal is None else journal.steps(widths, len(touched))
+        known = self.data.ranks.once(lambda: [] if journal is None else journal.steps(widths, len(touched)))
         now = _Now(dict(views))
         self.progress.start("Pruning, layer by layer", len(touched))
         if known:
@@ -228,9 +230,9 @@ class Sweep:
         """Both networks side by side, from stop to stop."""
         inputs = {c: pair.producer.layer.x for c, pair in joint.items()}
         held = [stop for stop, consumer in enumerate(touched) if consumer in joint]
-        original, stops = tour(self.analysis, [c.answered for c in touched], self.feeds)
+        original, stops = tour(self.analysis, [c.answered for c in touched], self.data.own, memory=self._memory / 2)
         wanted = [[*c.observed, *((inputs[c],) if c in inputs else ())] for c in touched]
-        pruned, others = tour(self.analysis, wanted, self.feeds, hold=held)
+        pruned, others = tour(self.analysis, wanted, self.data.own, hold=held, memory=self._memory / 2)
         with closing(original), closing(pruned):
             for stop, (consumer, dense, thin) in enumerate(zip(touched, stops, others, strict=True)):
                 pair = joint.get(consumer)
@@ -258,20 +260,29 @@ class Sweep:
         now: "_Now",
     ) -> Step:  # fmt: skip
         """Pick and refit at one stop."""
-        chooser, groups = self.chooser, self.analysis.groups
+        ranks = self.data.ranks
         watcher, polisher = self._watcher(consumer), self._polisher(pair)
         for left, right in batches:
             watcher.add(left, right)
             if polisher is not None:
                 polisher.add(left, right)
-        view = View.of(watcher, centred=chooser.centred)
-        seen = {**now.views, consumer: view}
-        mine = [g for g, group in enumerate(groups) if widths[g] < group.size and consumer in chooser.readers[g]]
+        watcher.add_up(ranks)
+        view = View.of(watcher, centred=self.chooser.centred)
+        step = ranks.once(partial(self._choose, view, widths, now))
+        if polisher is None:
+            return step
+        refitted = step.weights[0].rebuilt(consumer)
+        both = self._polish(polisher, view, {**now.picks, **step.picks}, refitted, now.rebuilt)
+        return step if both is None else Step(step.picks, tuple(map(Weights.of, both)))
+
+    def _choose(self, view: View, widths: Sequence[int], now: "_Now") -> Step:
+        """Pick what isn't picked yet of the groups that a consumer reads, and refit it alone."""
+        chooser, groups = self.chooser, self.analysis.groups
+        seen = {**now.views, view.consumer: view}
+        mine = [g for g, group in enumerate(groups) if widths[g] < group.size and view.consumer in chooser.readers[g]]
         new = {g: np.sort(chooser.order(g, seen)[groups[g].size - widths[g] :]) for g in mine if g not in now.picks}
         picks = now.picks | new
-        refitted = chooser.rebuild(view, {g: picks[g] for g in mine})
-        both = None if polisher is None else self._polish(polisher, view, picks, refitted, now.rebuilt)
-        return Step(new, tuple(Weights.of(entry) for entry in both or (refitted,)))
+        return Step(new, (Weights.of(chooser.rebuild(view, {g: picks[g] for g in mine})),))
 
     def _tell(self, entry: Rebuilt, widths: Sequence[int]) -> None:
         """A line on a layer that was refitted, and the groups it reads."""
@@ -294,13 +305,15 @@ class Sweep:
         options = self.chooser.options
         method = options.selection
         return Watcher(
-            consumer, self._items, options.seed, sampled=method == "thinet-sampled", own=own, zeros=method == "apoz"
-        )
+            consumer, self.data.items, options.seed, numbers=self.data.numbers, sampled=method == "thinet-sampled", own=own,
+            zeros=method == "apoz", positions=options.positions,
+        )  # fmt: skip
 
     def _polisher(self, pair: Pair | None) -> Polisher | None:
         if pair is None:
             return None
-        return Polisher(pair, self.analysis.graph, self._items, self.chooser.options.seed)
+        data, seed = self.data, self.chooser.options.seed
+        return Polisher(pair, self.analysis.graph, data.items, seed, data.ranks, data.numbers)
 
     def _polish(
         self, polisher: Polisher, view: View, picks: Mapping[int, Ids], refitted: Rebuilt, rebuilt: Mapping[str, Rebuilt]

@@ -14,6 +14,7 @@ from thinet_onnx import runtime, surgery, verify
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.graph import Array
+from thinet_onnx.ranks import ALONE, Ranks
 
 _SHARES = (0.5, 0.25, 0.1)  # of the way to the new weights, tried where all of it is too far
 
@@ -37,6 +38,7 @@ def temper(
     columns: Callable[[Consumer], Array],
     batches: Sequence[dict[str, Array]],
     before: list[list[Array]],
+    ranks: Ranks = ALONE,
 ) -> Tempered:
     """Go as far to the new weights as the outputs on some batches allow.
 
@@ -44,15 +46,18 @@ def temper(
         model: the original, uncut.
         rebuilt: new weights.
         columns: which columns (n) of a layer's weights stay.
-        batches: samples that nothing was fitted on.
+        batches: samples that nothing was fitted on; this process's, of several.
         before: what the original answers to them.
+        ranks: the processes.
     """
-    names = [output.name for output in model.graph.output]
 
     def error(share: float) -> float:
         moved = [refit for entry in rebuilt for refit in _moved(entry, columns(entry.consumer), share).refits()]
-        rows = verify.fidelity(names, before, runtime.outputs(surgery.refit(model, moved), batches))
-        found = float(np.mean([row.relative_error for row in rows])) if rows else 0.0
+        after = runtime.outputs(surgery.refit(model, moved), batches)
+        sums = verify.squares(before, after, len(model.graph.output))
+        ranks.add_up(sums)
+        rows = sums[sums[:, 2] == 0]
+        found = float(np.mean(np.sqrt(rows[:, 0]) / np.maximum(np.sqrt(rows[:, 1]), 1e-30))) if len(rows) else 0.0
         return found if np.isfinite(found) else np.inf
 
     refitted, bare = error(1.0), error(0.0)

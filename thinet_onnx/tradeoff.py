@@ -151,7 +151,7 @@ class _Curve:
     def _measured(self, widths: list[int], chooser: Chooser) -> tuple[float | None, float | None]:
         """Prune as `prune` does, and compare the outputs on held-out samples."""
         run, old = self.run, self._prepared.sweep
-        sweep = Sweep(run.analysis, old.consumers, chooser, old.feeds, len(run.fit), run.progress)
+        sweep = Sweep(run.analysis, old.consumers, chooser, old.data, run.progress)
         outcome = run.finish(sweep, self._weighed, Decision(widths, {}, None))
         before, after = run.held_before, runtime.outputs(outcome.twin, run.held_batches)
         rows = verify.fidelity(run.setting.graph.outputs, before, after)

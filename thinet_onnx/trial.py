@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from thinet_onnx import runtime, surgery, verify
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.observe import is_check
@@ -22,7 +23,7 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Answers = list[list[Array]]
 Run = Callable[[list[Refit], Sequence[int]], Answers]
-"""The graph's outputs with some weights replaced, for some of the calibration batches."""
+"""The graph's outputs with some weights replaced, for some of this process's calibration batches."""
 
 _MOST_IMAGES, _LEAST_IMAGES = 256, 8
 _SHARES = (0.5,)  # of a group that is removed
@@ -51,25 +52,29 @@ class Tried:
 class Trial:
     """The original, and a few batches that nothing is fitted on.
 
+    Of several processes the first one ranks and refits, each runs the batches that it has, and distances are added up.
+
     Args:
         model: the original, with an open batch.
         chooser: ranks and refits.
         candidates: how many groups will be tried; the more there are, the fewer batches each is tried on.
-        feeds: calibration batches.
+        data: calibration batches.
     """
 
-    def __init__(self, model: onnx.ModelProto, chooser: Chooser, candidates: int, feeds: Sequence[Feeds]) -> None:
-        self._model, self._chooser, self._feeds = model, chooser, feeds
-        first = next(iter(feeds[0].values()))
-        batch = max(first.shape[0] if first.ndim else 1, 1)
-        images = np.clip(len(feeds) * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
-        apart = [place for place in range(len(feeds)) if is_check(place)] or list(range(len(feeds)))
-        self._batches = apart[: max(1, -(-int(images) // batch))]
+    def __init__(self, model: onnx.ModelProto, chooser: Chooser, candidates: int, data: Calibration) -> None:
+        self._model, self._chooser, self._data = model, chooser, data
+        first = next(iter(data.own[0].values()))
+        batch, count = max(first.shape[0] if first.ndim else 1, 1), data.numbers.count
+        images = np.clip(count * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
+        apart = [number for number in range(count) if is_check(number)] or list(range(count))
+        wanted = min(max(1, -(-int(images) // batch)), len(apart))
+        spread = (apart[len(apart) * place // wanted] - data.numbers.first for place in range(wanted))
+        self._batches = [place for place in spread if 0 <= place < len(data.own)]
         self._reference: Answers | None = None
 
     @property
     def reference(self) -> Answers:
-        """What the original answers."""
+        """What the original answers to this process's batches."""
         if self._reference is None:
             self._reference = self._whole([], self._batches)
         return self._reference
@@ -82,18 +87,25 @@ class Trial:
             views: of the layers that read it.
             run: answers for new weights; the whole network is run if None.
         """
-        order, errors = self._chooser.curve(group, views)
-        entry = self._chooser.analysis.groups[group]
-        moved = {}
-        for gone in sorted({min(max(round(entry.size * share), 1), entry.size - entry.floor) for share in _SHARES}):
-            kept = {group: np.sort(order[gone:])}
-            readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
-            refits = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
+        ranks, moved = self._data.ranks, {}
+        errors, cuts = ranks.once(lambda: self._cuts(group, views))
+        for gone, refits in cuts.items():
             answers = (run or self._whole)(refits, self._batches)
             with np.errstate(over="ignore", invalid="ignore"):
-                far = verify.distance(self.reference, answers)
+                far = verify.distance(self.reference, answers, len(self._model.graph.output), ranks)
             moved[gone] = far if np.isfinite(far) else _FAR
         return Tried(errors, moved)
 
+    def _cuts(self, group: int, views: Mapping[Consumer, View]) -> tuple[NDArray[np.float64], dict[int, list[Refit]]]:
+        """A group's errors at every width, and for some numbers of units gone the new weights of its readers."""
+        order, errors = self._chooser.curve(group, views)
+        entry = self._chooser.analysis.groups[group]
+        readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
+        cuts = {}
+        for gone in sorted({min(max(round(entry.size * share), 1), entry.size - entry.floor) for share in _SHARES}):
+            kept = {group: np.sort(order[gone:])}
+            cuts[gone] = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
+        return errors, cuts
+
     def _whole(self, refits: list[Refit], batches: Sequence[int]) -> Answers:
-        return runtime.outputs(surgery.refit(self._model, refits), (self._feeds[place] for place in batches))
+        return runtime.outputs(surgery.refit(self._model, refits), (self._data.own[place] for place in batches))

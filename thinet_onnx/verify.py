@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from thinet_onnx import external, runtime
 from thinet_onnx.errors import ModelError
 from thinet_onnx.graph import Graph
 from thinet_onnx.plan import PrunePlan
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import Fidelity
 
 Array = np.ndarray[Any, Any]
@@ -168,6 +170,19 @@ def fidelity(
     return tuple(rows)
 
 
+def squares(before: Outputs, after: Outputs, outputs: int) -> NDArray[np.float64]:
+    """Sums from which relative errors follow, (outputs × 3): Σ (a − b)², Σ b², and how many batches can't be compared."""
+    sums = np.zeros((outputs, 3))
+    for old, new in zip(before, after, strict=True):
+        for row, b, a in zip(sums, old, new, strict=True):
+            if b.dtype.kind != "f" or a.shape != b.shape:
+                row[2] += 1
+                continue
+            b64, a64 = b.astype(np.float64), a.astype(np.float64)
+            row[:2] += np.square(a64 - b64).sum(), np.square(b64).sum()
+    return sums
+
+
 def per_item(output: Array, items: int) -> list[Array] | None:
     """A batch's output divided into its items; None if axis 0 doesn't divide."""
     if items == 1:
@@ -193,36 +208,45 @@ def _rows(output: Array) -> Array:
     return output.reshape(len(output) if output.ndim else 1, -1).astype(np.float64)
 
 
-def distance(before: Outputs, after: Outputs) -> float:
+def distance(before: Outputs, after: Outputs, outputs: int, ranks: Ranks = ALONE) -> float:
     """How far two models' outputs are apart, as one number for the budget, each output weighed equally.
 
     The relative squared error: of a classifier's scores about each item's mean score (of the logarithms, if they are
     probabilities), of everything else about the mean. The Kullback–Leibler divergence would see little on images that the
     network was trained on and is sure of.
+
+    Args:
+        before, after: answers to the same batches; this process's, of several.
+        outputs: how many there are of each.
+        ranks: the processes.
     """
-    total = 0.0
-    for index in range(len(before[0])):
-        old, new = ([batch[index] for batch in batches] for batches in (before, after))
-        if old[0].dtype.kind != "f":
-            continue
-        total += _score_error(old, new) if is_classifier(old[0]) else _relative(old, new)
-    return total
+    seen = np.zeros((outputs, 2))  # what the first model answers, summed up, and how many numbers
+    for batch in before:
+        seen += [(a.sum(dtype=np.float64), a.size) if a.dtype.kind == "f" else (0, 0) for a in batch]
+    ranks.add_up(seen)
+    means = seen[:, 0] / np.maximum(seen[:, 1], 1)
+    sums = np.zeros((outputs, 2))  # Σ (b − a)², and Σ a² about the mean
+    for old, new in zip(before, after, strict=True):
+        for place, (a, b) in enumerate(zip(old, new, strict=True)):
+            if a.dtype.kind == "f":
+                sums[place] += _score_squares(a, b) if is_classifier(a) else _plain_squares(a, b, means[place])
+    ranks.add_up(sums)
+    return float((sums[:, 0] / np.maximum(sums[:, 1], 1e-30)).sum())
 
 
-def _relative(old: list[Array], new: list[Array]) -> float:
-    a = np.concatenate([o.ravel() for o in old]).astype(np.float64)
-    b = np.concatenate([n.ravel() for n in new]).astype(np.float64)
-    if a.shape != b.shape:
-        return np.inf
-    return float(np.square(b - a).sum()) / max(float(np.square(a - a.mean()).sum()), 1e-30)
+def _plain_squares(old: Array, new: Array, mean: float) -> tuple[float, float]:
+    if old.shape != new.shape:
+        return np.inf, 0.0
+    a, b = old.astype(np.float64), new.astype(np.float64)
+    return float(np.square(b - a).sum()), float(np.square(a - mean).sum())
 
 
-def _score_error(old: list[Array], new: list[Array]) -> float:
-    a, b = (np.concatenate([x.reshape(len(x), -1) for x in xs]).astype(np.float64) for xs in (old, new))
+def _score_squares(old: Array, new: Array) -> tuple[float, float]:
+    a, b = (scores.reshape(len(scores), -1).astype(np.float64) for scores in (old, new))
     if a.min() >= 0 and np.allclose(a.sum(1), 1, atol=1e-3):
         a, b = np.log(a + _LEAST_PROBABILITY), np.log(np.maximum(b, 0) + _LEAST_PROBABILITY)
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
-    return float(np.square(b - a).sum()) / max(float(np.square(a).sum()), 1e-30)
+    return float(np.square(b - a).sum()), float(np.square(a).sum())
 
 
 def require_numbers(names: Sequence[str], outputs: Sequence[Array]) -> None:
@@ -249,9 +273,17 @@ def unfit_labels(outputs: Sequence[Array], labels: Array | None) -> str | None:
 
 def accuracy(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> float | None:
     """Top-1 accuracy (0..1) of the first output that looks like class scores; None if there is none."""
+    right = hits(model, batches, labels)
+    return None if right is None else float(right.mean())
+
+
+def hits(model: onnx.ModelProto, batches: Iterable[dict[str, Array]], labels: Array) -> Array | None:
+    """Whether each item's top-1 is its label, by the first output that looks like class scores; None if there is none."""
     scores = runtime.outputs(model, batches)
+    if not scores:
+        return np.empty(0, np.bool_)
     place = next((i for i, output in enumerate(scores[0]) if is_classifier(output)), None)
     if place is None:
         return None
     picks = np.concatenate([batch[place].reshape(len(batch[place]), -1).argmax(1) for batch in scores])
-    return float((picks == labels[: len(picks)]).mean())
+    return np.asarray(picks == labels[: len(picks)])

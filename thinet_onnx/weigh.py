@@ -4,7 +4,7 @@ That depends on no target, so one pass over the data serves many: it can be kept
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Weighed:
     sensitivity: dict[int, float]
     views: dict[Consumer, View]
     ridges: dict[Consumer, float] = field(default_factory=dict)
+
+    def bare(self) -> "Weighed":
+        """Without what only picking needs, which the first of several processes does."""
+        return replace(self, views={}, ridges={})
 
     def curves_of(self, sizes: Sequence[int]) -> list[budget.Curve]:
         """A curve for each group; no error where a group wasn't weighed."""

@@ -43,7 +43,17 @@ from thinet_onnx.cli.shared import (
 )
 from thinet_onnx.config import of_prune
 from thinet_onnx.errors import OptionError
-from thinet_onnx.options import Method, Preset, PruneOptions, Reconstruction, Show, Target, parse_shapes
+from thinet_onnx.options import (
+    MEMORY,
+    Method,
+    Preset,
+    PruneOptions,
+    Reconstruction,
+    Show,
+    Target,
+    parse_bytes,
+    parse_shapes,
+)
 from thinet_onnx.training.options import FinetuneOptions
 
 PAGES = (".html", ".htm")
@@ -87,6 +97,13 @@ def prune(
     include: Annotated[list[str] | None, option(WHAT, "REGEX", "Prune matching nodes only; repeatable.")] = None,
     exclude: Annotated[list[str] | None, option(WHAT, "REGEX", "Don't prune matching nodes; repeatable.")] = None,
     round_to: Annotated[int | None, option(WHAT, "N", "Keep multiples of N channels.", default="by width")] = None,
+    positions: Annotated[
+        int | None, option(DATA, "N", "See each layer at N positions, over all samples.", default="by width")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        option(DATA, "SIZE", "Keep so much of activations in memory, the rest in files.", default="800M"),
+    ] = None,
     drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
     engine: Annotated[EngineName, option(TIME, "NAME", "ort, openvino or tensorrt.")] = "ort",
     latency_batch: Annotated[int | None, option(TIME, "N", "Batch size.", default="the file's own, or 1")] = None,
@@ -131,8 +148,11 @@ def prune(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Take channels out of MODEL and write the smaller network to OUTPUT."""
-    with shared.one_line_errors(debug):
+    """Take channels out of MODEL and write the smaller network to OUTPUT.
+
+    Under torchrun, the processes share the calibration data: torchrun --nproc-per-node 2 -m thinet_onnx prune …
+    """
+    with shared.together(debug) as ranks:
         options = PruneOptions(
             target=Target.parse(target or DEFAULT_TARGET) if target or (keep is None and preset is None) else None,
             keep=keep,
@@ -143,6 +163,8 @@ def prune(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             round_to=round_to,
+            positions=positions,
+            memory=MEMORY if memory is None else parse_bytes(memory),
             drop_branches=drop_branches,
             engine=engine,
             latency_batch=latency_batch,
@@ -168,14 +190,13 @@ def prune(
             raise OptionError("--data and --random-data are both there: say one of the two.")
         output = output or model.parent / f"{model.stem}_pruned.onnx"
         inputs = {"MODEL": model, "--data": data, "--test-data": test_data, "--classes": classes}
-        shared.check_output("OUTPUT", output, inputs, ".onnx")
+        if ranks.first:
+            shared.check_output("OUTPUT", output, inputs, ".onnx")
         inputs |= {"--config": config}  # of which only OUTPUT may take the place
-        storage = shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output})
+        storage = ranks.once(lambda: shared.storage(state, save_moments, from_moments, {**inputs, "OUTPUT": output}))
         inputs |= {"--save-moments": save_moments, "--from-moments": from_moments}
-        if json_file is not None:
-            shared.check_output("--json", json_file, {**inputs, "OUTPUT": output}, ".json")
-        if report_file is not None:
-            shared.check_output("--report", report_file, {**inputs, "OUTPUT": output, "--json": json_file}, *PAGES)
+        if ranks.first:
+            _check_reports(json_file, report_file, {**inputs, "OUTPUT": output})
 
         from thinet_onnx import pipeline  # noqa: PLC0415
 
@@ -189,15 +210,25 @@ def prune(
             "finetune": finetune, "test-data": test_data, "task": task, "classes": classes and str(classes),
         }  # fmt: skip
         interrupts.raise_from_now()
-        with shared.watched(quiet, verbose) as progress:
+        with shared.watched(quiet or not ranks.first, verbose) as progress:
             common: dict[str, Any] = {
-                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "storage": storage,
+                "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "ranks": ranks,
+                "storage": storage,
                 "show": show if json_file is not None or report_file is not None else None,
                 "config": of_prune(options, pixels, data, asked),
             }  # fmt: skip
             result = run(model, data, options, **common)
-        told = dataclasses.replace(result.report, command=shared.command_line())
-        shared.show(told, json_file, quiet, report_file)
+        if ranks.first:
+            told = dataclasses.replace(result.report, command=shared.command_line())
+            shared.show(told, json_file, quiet, report_file)
+
+
+def _check_reports(json_file: Path | None, report_file: Path | None, others: dict[str, Path | str | None]) -> None:
+    """Refuse reports that can't be written, or that would take the place of another file of the run."""
+    if json_file is not None:
+        shared.check_output("--json", json_file, others, ".json")
+    if report_file is not None:
+        shared.check_output("--report", report_file, {**others, "--json": json_file}, *PAGES)
 
 
 def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:

@@ -20,7 +20,9 @@ from rich.console import Console
 from thinet_onnx import interrupts, report, wording
 from thinet_onnx.cli.bars import Bars, Lines
 from thinet_onnx.errors import OptionError, OutputError, StateError, ThinetError
+from thinet_onnx.joined import join
 from thinet_onnx.options import BOX_ORDERS, Progress, Scope, Silent, Storage
+from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.result import Inspection, Report, Result, TuneReport
 
 if TYPE_CHECKING:
@@ -105,13 +107,19 @@ NO_MEMORY = "There is not enough memory ({}); take fewer samples or smaller inpu
 
 
 @contextmanager
-def one_line_errors(debug: bool) -> Iterator[None]:
-    """End the command with code 2 and one line for a ThinetError or want of memory, with 130 when interrupted."""
+def one_line_errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
+    """End the command with code 2 and one line for a ThinetError or want of memory, with 130 when interrupted.
+
+    Of several processes the first one tells; what ends one of them alone it tells itself, too.
+    """
     try:
-        yield
+        with ranks.agreeing():
+            yield
     except (ThinetError, MemoryError) as error:
         if debug:
             traceback.print_exc()
+        if not ranks.speaks and isinstance(error, ThinetError):
+            raise typer.Exit(2) from None
         _complain(str(error) if isinstance(error, ThinetError) else NO_MEMORY.format(error or "allocation failed"))
     except KeyboardInterrupt:
         typer.echo(interrupts.MESSAGE, err=True)
@@ -123,6 +131,18 @@ def _complain(message: str) -> NoReturn:
     line = " ".join(message.splitlines())
     typer.echo(f"thinet-onnx: error: {wording.printable(line)}", err=True)
     raise typer.Exit(2) from None
+
+
+@contextmanager
+def together(debug: bool) -> Iterator[Ranks]:
+    """`one_line_errors` for a command that torchrun may start several times: the first process tells, then all end."""
+    with one_line_errors(debug):
+        ranks = join()
+    try:
+        with one_line_errors(debug, ranks):
+            yield ranks
+    finally:
+        ranks.close()
 
 
 def preprocess(

@@ -78,7 +78,9 @@ class Kept:
         digests = [[digest for share in every_share for digest in share[place]] for place in range(len(data))]
         found = fingerprint.of_model(model), fingerprint.of_data(digests)
         chosen = {"method": options.selection, "reconstruct": options.reconstruction}
-        shared = {name: getattr(options, name) for name in ("scope", "include", "exclude", "positions", "seed")} | chosen
+        shared = {
+            name: getattr(options, name) for name in ("scope", "include", "exclude", "positions", "seed")
+        } | chosen
         if options.refits:  # joint or full: the groups are weighed alike
             shared["reconstruct"] = "full"
         own = {"thinet-onnx": versions["thinet-onnx"]}

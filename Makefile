@@ -21,7 +21,7 @@ demo: $(VENV)/.package
 		--mean 0.2860 --std 0.3530 --target macs=50%
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

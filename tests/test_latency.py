@@ -140,7 +140,7 @@ def test_spelling_that_is_refused(text: str) -> None:
         ({"latency_batch": 4}, "--latency-batch says how"),
         ({"threads": 2}, "--threads says how"),
         ({"target": "latency=60%", "latency_batch": 0}, "must be 1 or more"),
-        ({"target": "latency=60%", "threads": -1}, "must be 0 or more"),
+        ({"target": "latency=60%", "threads": -1}, "must be between 0 and 1,024"),
         ({"target": "latency=60%", "engine": "abacus"}, "choose one of ort, openvino, tensorrt"),
     ],
 )

@@ -114,9 +114,9 @@ def curve(
         if json_file is not None:
             shared.check_output("--json", json_file, inputs, ".json")
         if plot is not None:
+            shared.check_output("--plot", plot, {**inputs, "--json": json_file}, *PLOTS)
             if plot.suffix.lower() not in PLOTS:
                 raise OptionError(f"--plot {plot}: name a file that ends in .svg or .html.")
-            shared.check_output("--plot", plot, {**inputs, "--json": json_file}, *PLOTS)
 
         from thinet_onnx import curve_table, tradeoff  # noqa: PLC0415
         from thinet_onnx.page import curve as pictures  # noqa: PLC0415

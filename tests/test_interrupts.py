@@ -65,7 +65,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def interrupt(mark: Path, arguments: list[str] = COMMAND) -> None:
     """Run the command, wait for the mark, interrupt it."""
     command = [sys.executable, "-m", "thinet_onnx", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  ignored in background jobs
+    )
     while not mark.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

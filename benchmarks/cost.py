@@ -42,6 +42,7 @@ from common import GIB, ChildError, in_child, peak
 from peers import Problem, UnavailableError, find, versions
 
 from thinet_onnx import pipeline, runtime, summary
+from thinet_onnx.batches import Batches
 from thinet_onnx.cli.shared import floats
 from thinet_onnx.data import Preprocess, Source, open_source, random_source
 from thinet_onnx.errors import ThinetError
@@ -120,7 +121,7 @@ def passes(job: Job) -> Row:
     setting, source = open_model(job.model, job.shapes), job.source()
     run = Run(setting, source, job.options, Preprocess(), Silent())
     active = runtime.session(runtime.runnable(run.model))
-    feeds = list(run.batches(list(range(len(source)))))
+    feeds = list(Batches(source.batch, range(len(source)), run.size))
     runtime.run(active, feeds[0])
     found = []
     for _ in range(_REPEAT):

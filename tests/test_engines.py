@@ -75,7 +75,7 @@ def test_weights_in_a_file_of_their_own(engine: Any, tmp_path: Path) -> None:
         small_models.plain(), tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=64
     )
     model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    external.pin(model, tmp_path)
+    external.attach(model, tmp_path)
     (answer,) = engines.make(engine).load(model, SHAPES).run({"x": X})
     np.testing.assert_allclose(answer, small_models.run(small_models.plain(), {"x": X})[0], rtol=1e-4, atol=1e-5)
 
@@ -163,7 +163,7 @@ def test_what_is_not_installed_is_said_in_one_line(
     assert engines.missing(engine) == line
     with pytest.raises(OptionError) as caught:
         engines.make(engine)
-    assert str(caught.value) == line
+    assert str(caught.value) == f"{line}."
 
 
 def test_what_is_here_is_not_missing() -> None:

@@ -1,7 +1,6 @@
 """The command `finetune`: what it prints and writes, how it goes on, what it refuses."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from graphs import Build  # noqa: E402
 
 import thinet_onnx  # noqa: E402
 from thinet_onnx import cli  # noqa: E402
-from thinet_onnx.cli import finetune  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,16 +130,6 @@ def test_prune_trains_as_well(folder: Path) -> None:
         assert words in line(run(*common, *extra))
     noise = ("prune", "original.onnx", "--random-data", "--finetune-epochs", "1")
     assert "noise teaches nothing" in line(run(*noise))
-
-
-def test_the_example_in_the_help_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, *arguments = shlex.split(finetune.EXAMPLE)
-    assert program == "thinet-onnx"
-    assert " ".join(finetune.EXAMPLE.split()) in " ".join(run("finetune", "--help").stdout.split())
-    example = [str(ROOT / entry) if entry.startswith("models/") else entry for entry in arguments]
-    Path("small.onnx").write_bytes((ROOT / "models/fashion_resnet.onnx").read_bytes())
-    outcome = run(*example, "--samples", "16", "--steps", "1")
-    assert outcome.exit_code == 0, outcome.output
 
 
 def test_torch_modules_from_paths(folder: Path) -> None:

@@ -357,7 +357,7 @@ class TestInputs:
         assert result.model.graph.input == model.graph.input  # sizes stay open in the file
         runs_like(result, model, {"x": images(2, size=16)})
         without = thinet_onnx.prune(model, arrays, keep=0.5)  # the data says the sizes as well
-        assert without.model.SerializeToString() == result.model.SerializeToString()
+        assert without.model.graph == result.model.graph
         with pytest.raises(DataError, match="doesn't fit input"):
             thinet_onnx.prune(model, arrays, keep=0.5, shapes={"x": (1, 3, 16, 16)})
 

@@ -18,7 +18,7 @@ from thinet_onnx.cli.prune import tune_options  # noqa: E402
 from thinet_onnx.data import Preprocess, Source, from_arrays  # noqa: E402
 from thinet_onnx.errors import OptionError  # noqa: E402
 from thinet_onnx.graph import Graph, check  # noqa: E402
-from thinet_onnx.options import PruneOptions, Target  # noqa: E402
+from thinet_onnx.options import PruneOptions, Silent, Target  # noqa: E402
 from thinet_onnx.rounds import Schedule  # noqa: E402
 from thinet_onnx.setting import open_model  # noqa: E402
 from thinet_onnx.training.options import FinetuneOptions  # noqa: E402
@@ -87,9 +87,7 @@ def test_what_is_held_out_to_report_is_not_trained_on(monkeypatch: pytest.Monkey
     model, data = plain(), items(plain(), 64)
     options = PruneOptions(target=Target("macs", 0.5, True), samples=24, seed=3)
     result = rounds.prune(model, data, options, Schedule(1, 0, QUICK))
-    run = pipelines.Run(
-        open_model(model, {}), rounds.sources.sampled(data, 24, 3)[0], options, Preprocess(), rounds.Silent()
-    )
+    run = pipelines.Run(open_model(model, {}), rounds.sources.sampled(data, 24, 3)[0], options, Preprocess(), Silent())
     picked = rounds.sources.sampled(data, 24, 3)[1]
     assert seen == [[picked[row] for row in run.held]]
     assert result.report.fidelity[0].samples == len(run.held) == 3
@@ -134,7 +132,7 @@ def test_widths_by_name() -> None:
 def test_positions_count_places_not_channels() -> None:
     setting = open_model(stages(), {})
     data = items(stages())
-    run = pipelines.Run(setting, data, PruneOptions(keep=0.5), Preprocess(), rounds.Silent())
+    run = pipelines.Run(setting, data, PruneOptions(keep=0.5), Preprocess(), Silent())
     places = [presets._positions(run.analysis, group.producers[0]) for group in run.analysis.groups]
     assert places == [64, 64, 16, 16]
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -564,14 +563,3 @@ def test_the_reference_is_needed(here: Path) -> None:
 def test_options_that_can_not_be(given: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="--"):
         VerifyOptions(**given)
-
-
-def test_the_example_in_the_help_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    (epilog,) = [entry.epilog for entry in cli.app.registered_commands if entry.callback.__name__ == "verify"]
-    introduction, program, *arguments = shlex.split(epilog)
-    assert (introduction, program, arguments[0]) == ("Example:", "thinet-onnx", "verify")
-    assert " ".join(epilog.split()) in " ".join(run("--help").stdout.split())
-    monkeypatch.chdir(ROOT)
-    outcome = run(*arguments[1:])
-    assert outcome.exit_code == 0, outcome.output
-    assert "Accuracy" in outcome.stdout and "trtexec" in outcome.stdout

@@ -8,7 +8,7 @@ import pytest
 import small_models
 
 from thinet_onnx.graph import Graph
-from thinet_onnx.joint import Joint, Rows, Shape, Weights
+from thinet_onnx.joint import Joint, Rows, Shape, Weights, _Sums
 from thinet_onnx.rules.linear import convolution_window
 from thinet_onnx.unfold import Window, weight_matrix
 
@@ -109,7 +109,9 @@ def test_the_gradient_is_the_adjoint_of_the_push(name: str) -> None:
     seen = case.problem._see(case.weights, case.rows[0])
     pushed = case.problem._push(case.weights, seen, step)
     r = np.random.default_rng(2).standard_normal(pushed.shape).astype(np.float32)
-    gradient = case.problem._gradient(case.weights, [seen], [r], 1.0)
+    sums = _Sums(case.weights)
+    case.problem._add_gradient(sums, case.weights, seen, r)
+    gradient = case.problem._mean(sums, 1.0)
     assert float(np.vdot(pushed, r)) / pushed.shape[1] == pytest.approx(step.dot(gradient), rel=1e-3, abs=1e-4)
 
 
@@ -156,3 +158,26 @@ def test_a_dead_channel_is_no_trouble() -> None:
     case.weights.first_bias[0] = -1
     step = case.problem.step(case.weights, case.rows, 1e-2, 5)
     assert all(np.isfinite(part).all() for part in step.all())
+
+
+def test_turns_share_the_curvature_and_all_rows_make_the_gradient() -> None:
+    case = make("3x3-3x3", "relu")
+    weights = case.weights.plus(some_step(case.weights), 0.1)
+    (rows,) = case.rows
+    half, places = len(rows.x) // 2, rows.target.shape[1] // 2
+    first, second = Rows(rows.x[:half], rows.target[:, :places], 0), Rows(rows.x[half:], rows.target[:, places:], 1)
+    before = case.problem.error(weights, case.rows)
+    for turn in range(12):
+        step = case.problem.step(weights, [first, second], 0.3, 10, turn, 2)
+        lengths = (1.0, 0.3, 0.1, 0.0)
+        length = min(lengths, key=lambda s, w=weights, d=step: case.problem.error(w.plus(d, s), case.rows))  # type: ignore[misc]
+        weights = weights.plus(step, length)
+    assert case.problem.error(weights, case.rows) < 0.05 * before
+    # with the same curvature, rows whose targets are met already change the step through the mean alone
+    met = Rows(first.x, case.problem._second(weights.second, case.problem._unfold(
+        ACTIVATIONS["relu"](case.problem._hidden(weights, first.x)[0]))) + weights.second_bias[:, None], 1)  # fmt: skip
+    alone = case.problem.step(weights, [second], 0.1, 5)
+    diluted = case.problem.step(weights, [met, Rows(second.x, second.target, 0)], 0.1, 5, 0, 2)
+    share = second.target.shape[1] / (second.target.shape[1] + met.target.shape[1])
+    for one, other in zip(alone.all(), diluted.all(), strict=True):
+        np.testing.assert_allclose(other, share * one, rtol=1e-2, atol=1e-4 * float(np.abs(one).max()))

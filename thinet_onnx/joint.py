@@ -59,10 +59,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Rows:
-    """One batch: the input of the first layer, and what the second should answer (D, positions)."""
+    """One batch: the input of the first layer, and what the second should answer (D, positions).
+
+    `turn` says which steps see their curvature in it: those whose own turn is the same, modulo the number of turns.
+    """
 
     x: Floats
     target: Floats
+    turn: int = 0
 
 
 @dataclass
@@ -107,24 +111,34 @@ class Joint:
         self.ranks.add_up(sums)
         return float(sums[0] / max(sums[1], 1))
 
-    def step(self, weights: Weights, rows: Sequence[Rows], damping: float, iterations: int) -> Weights:
+    def step(
+        self, weights: Weights, rows: Sequence[Rows], damping: float, iterations: int, turn: int = 0, turns: int = 1
+    ) -> Weights:
         """One Gauss–Newton step: conjugate gradients on the network made linear at these weights.
+
+        The gradient is that of all batches; with `turns` the curvature is seen in a share of them, another one at each turn
+        (Byrd, Chin, Neveitt and Nocedal, 2011), which is what a step costs and hardly matters to where the steps lead.
 
         Args:
             weights: where to start.
             rows: the batches to fit.
             damping: pull to the present weights, as a share of the mean curvature (Levenberg, Marquardt).
-            iterations: of conjugate gradients, each two passes over the batches.
+            iterations: of conjugate gradients, each two passes over the batches that show the curvature.
+            turn, turns: which of the batches these are (`Rows.turn`): one in so many.
         """
-        seen = [self._see(weights, batch) for batch in rows]
+        seen, sums = list[_Seen](), _Sums(weights)
+        for batch in rows:
+            entry = self._see(weights, batch)
+            self._add_gradient(sums, weights, entry, entry.residual)
+            if (batch.turn - turn) % turns == 0:
+                seen.append(entry)
+        rest = self._mean(sums, -1.0)
         condition = _Condition(self, weights, seen, damping)
-        rest = self._gradient(weights, seen, [batch.residual for batch in seen], -1.0)
         found = Weights(*(np.zeros_like(part) for part in rest.all()))
         near = condition.solve(rest)
         direction, energy = near, rest.dot(near)
         for _ in range(iterations):
-            pushed = [self._push(weights, batch, direction) for batch in seen]
-            curved = condition.damped(self._gradient(weights, seen, pushed, 1.0), direction)
+            curved = condition.damped(self._curved(weights, seen, direction), direction)
             bent = direction.dot(curved)
             if not bent > 0 or not energy > 0:
                 break
@@ -177,23 +191,39 @@ class Joint:
         answer = self._second(weights.second, moved) + self._second(step.second, seen.second)
         return (answer + step.second_bias[:, None]) * self.scale
 
-    def _gradient(self, weights: Weights, seen: Sequence[_Seen], outputs: Sequence[Floats], sign: float) -> Weights:
-        """The adjoint of `_push`, averaged over positions."""
-        totals = [np.zeros(part.shape, np.float64) for part in weights.all()]
-        count = np.array([sum(batch.residual.shape[1] for batch in seen)], np.float64)
-        for batch, given in zip(seen, outputs, strict=True):
-            back = given * self.scale
-            parted = back.reshape(self.second.groups, -1, back.shape[1])
-            spread = (weights.second.swapaxes(1, 2) @ parted).reshape(-1, back.shape[1])
-            hidden = scatter(spread, batch.shape, self.second.x_axis, self.second.window)
-            flat = _flatten(hidden, self.first.y_axis) * batch.slope
-            totals[0] += flat.reshape(self.first.groups, -1, flat.shape[1]) @ batch.first.swapaxes(1, 2)
-            totals[2] += parted @ batch.second.swapaxes(1, 2)
-            for place, (may, part) in enumerate(zip(self.biases, (flat, back), strict=True)):
-                if may:
-                    totals[2 * place + 1] += part.sum(1, dtype=np.float64)
-        self.ranks.add_up(count, *totals)
-        return Weights(*((sign / max(count[0], 1) * total).astype(np.float32) for total in totals))
+    def _curved(self, weights: Weights, seen: Sequence[_Seen], direction: Weights) -> Weights:
+        """The curvature (JᵀJ, averaged over positions) times a direction."""
+        sums = _Sums(weights)
+        for batch in seen:
+            self._add_gradient(sums, weights, batch, self._push(weights, batch, direction))
+        return self._mean(sums, 1.0)
+
+    def _add_gradient(self, sums: "_Sums", weights: Weights, batch: _Seen, given: Floats) -> None:
+        """The adjoint of `_push`, added to sums."""
+        back = given * self.scale
+        parted = back.reshape(self.second.groups, -1, back.shape[1])
+        spread = (weights.second.swapaxes(1, 2) @ parted).reshape(-1, back.shape[1])
+        hidden = scatter(spread, batch.shape, self.second.x_axis, self.second.window)
+        flat = _flatten(hidden, self.first.y_axis) * batch.slope
+        sums.count += back.shape[1]
+        sums.totals[0] += flat.reshape(self.first.groups, -1, flat.shape[1]) @ batch.first.swapaxes(1, 2)
+        sums.totals[2] += parted @ batch.second.swapaxes(1, 2)
+        for place, (may, part) in enumerate(zip(self.biases, (flat, back), strict=True)):
+            if may:
+                sums.totals[2 * place + 1] += part.sum(1, dtype=np.float64)
+
+    def _mean(self, sums: "_Sums", sign: float) -> Weights:
+        """Sums of all processes, averaged over positions."""
+        self.ranks.add_up(sums.count, *sums.totals)
+        return Weights(*((sign / max(sums.count[0], 1) * total).astype(np.float32) for total in sums.totals))
+
+
+class _Sums:
+    """Sums over positions, one for each weight, and the number of positions."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.totals = [np.zeros(part.shape, np.float64) for part in weights.all()]
+        self.count = np.zeros(1)
 
 
 class _Condition:

@@ -3,7 +3,9 @@
 The start is what the layer-by-layer refit left. A step counts only if the error falls on batches that it wasn't fitted on.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,11 @@ Bools = NDArray[np.bool_]
 
 _MOST_POSITIONS = 131_072  # that one pair is fitted on
 _MOST_WORK = 4e9  # multiply-adds of one pass of a pair over its positions
-_LEAST_ROWS = 4  # positions for each input column, where there are more but the work would be too much: no joint refit
+_LEAST_ROWS = 4  # positions for each input column; where there are more but the work would be too much: no joint refit
 _MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take
-_CHUNK = 4e6  # of them that are worked on at a time
-_ROUNDS, _ITERATIONS = 5, 8
-_DAMPING = 1e-2
+_CHUNK = 1e6  # of them that are worked on at a time
+_ROUNDS, _ITERATIONS, _TURNS = 5, 8, 4
+_DAMPING, _LESS, _MORE = 1.0, 0.3, 3.0  # at first; its factor after a full step, and after a shorter one
 _ALL = np.ones(1, bool)
 _WORTH = 0.005  # share of the error that a round must save for another one
 
@@ -142,47 +144,53 @@ class Polisher:
         axis = self.pair.producer.layer.x_axis
         numbers = self.pair.producer.columns + self.pair.consumer.columns
         chunks = _chunked(self._x[place], self._targets[place], self._blocks[place], numbers)
-        return [Rows(np.compress(channels, x, axis), target) for x, target in chunks]
+        return [Rows(np.compress(channels, x, axis), target, turn) for x, target, turn in chunks]
 
 
 def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Rows]) -> Weights | None:
     """Gauss–Newton steps for as long as the error on `check` falls; None if it never does."""
     start = error = problem.error(weights, check)
-    damping = _DAMPING
-    for _ in range(_ROUNDS):
-        step = problem.step(weights, rows, damping, _ITERATIONS)
-        best, length = error, 0.0
-        for size in (1.0, 0.5, 0.2):
-            now = problem.error(weights.plus(step, size), check)
-            if now < best:
-                best, length = now, size
-            elif length:
+    damping, turns = _DAMPING, _turns(rows, weights, problem.ranks)
+    for turn in range(_ROUNDS):
+        step = problem.step(weights, rows, damping, _ITERATIONS, turn, turns)
+        for length in (1.0, 0.5, 0.2):
+            now = problem.error(weights.plus(step, length), check)
+            if now < error:
                 break
-        if not length:
+        else:
             break
-        saved, error = 1 - best / max(error, 1e-30), best
+        saved, error = 1 - now / max(error, 1e-30), now
         weights = weights.plus(step, length)
         if saved < _WORTH:
             break
-        damping *= 1.0 if length == 1.0 else 10.0
+        damping *= _LESS if length == 1.0 else _MORE
     return weights if error < start else None
 
 
-def _chunked(xs: list[Array], targets: list[Array], blocks: list[int], numbers: int) -> list[tuple[Array, Array]]:
-    """Batches of one shape and one block put together, up to `_CHUNK` unfolded numbers each."""
-    result: list[tuple[Array, Array]] = []
-    waiting: list[int] = []
-    size = 0
-    for index, (x, target) in enumerate(zip(xs, targets, strict=True)):
-        new = bool(waiting) and (x.shape[1:] != xs[waiting[0]].shape[1:] or blocks[index] != blocks[waiting[0]])
-        if new or size >= _CHUNK:
-            result.append(_join(waiting, xs, targets))
-            waiting, size = [], 0
-        waiting.append(index)
-        size += target.shape[1] * numbers
-    if waiting:
-        result.append(_join(waiting, xs, targets))
-    return result
+def _turns(rows: list[Rows], weights: Weights, ranks: Ranks) -> int:
+    """In how many parts the batches take turns to show the curvature: 1 where a part would have too few positions for it."""
+    positions = np.zeros(_TURNS)
+    for batch in rows:
+        positions[batch.turn % _TURNS] += batch.target.shape[1]
+    ranks.add_up(positions)
+    columns = max(weights.first.shape[2], weights.second.shape[2])
+    return _TURNS if positions.min() >= _LEAST_ROWS * columns else 1
+
+
+def _chunked(
+    xs: list[Array], targets: list[Array], blocks: list[int], numbers: int
+) -> Iterator[tuple[Array, Array, int]]:
+    """Inputs and targets in chunks of up to `_CHUNK` unfolded numbers, and the turn of each.
+
+    A chunk holds images of one shape and one block, in the same way however many processes there are.
+    """
+    for number, places in groupby(range(len(xs)), lambda place: (blocks[place], xs[place].shape[1:])):
+        x, target = _join(list(places), xs, targets)
+        positions = target.shape[1] // len(x)
+        step = max(1, int(_CHUNK / max(positions * numbers, 1)))
+        for turn, start in enumerate(range(0, len(x), step)):
+            part = np.ascontiguousarray(target[:, start * positions : (start + step) * positions])
+            yield x[start : start + step], part, turn + number[0]
 
 
 def _join(places: list[int], xs: list[Array], targets: list[Array]) -> tuple[Array, Array]:

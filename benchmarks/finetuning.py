@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--labels", choices=("data", "none"), default="data", help="whether there are classes to count")
     parser.add_argument("--mean", default=None)
     parser.add_argument("--std", default=None)
+    parser.add_argument("--scale", type=float, help="pixels are multiplied by it (default 1/255)")
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
     parser.add_argument("--images", type=int, help="training images (default all)")
     parser.add_argument("--target", type=float, default=50, help="percent of the MACs that are to remain")
@@ -65,9 +66,10 @@ def main() -> None:
     parser.add_argument("--epochs", nargs="+", type=int, default=[0, 1, 3])
     parser.add_argument("--finetune", nargs="*", default=[], metavar="OPTION=VALUE", help="as prune --finetune")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--logs", type=Path, help="a folder for each run's log and checkpoint")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    pixels = {"mean": floats("--mean", args.mean), "std": floats("--std", args.std)}
+    pixels = {"mean": floats("--mean", args.mean), "std": floats("--std", args.std), "scale": args.scale}
     task: Task = "scores" if args.labels == "data" else "other"
     case = Case(
         args.model, args.calibration, args.test, (args.target / 100,), samples=args.samples, pixels=pixels, labels=args.labels,
@@ -95,7 +97,10 @@ def main() -> None:
             model = start
             if epochs:
                 options = tune_options(args.finetune, epochs=epochs, seed=args.seed)
-                model = tuning.finetune(start, case.model, train, options, preprocess=Preprocess(**pixels)).model
+                folder = args.logs and args.logs / f"{name}-{epochs}"
+                model = tuning.finetune(
+                    start, case.model, train, options, preprocess=Preprocess(**pixels), folder=folder
+                ).model
             row = {"row": name, "epochs": epochs, "seconds": time.perf_counter() - began, **reference.measure(model)}
             rows.append(row)
             print(f"{name:24s} {_percent(row, 'macs')} {epochs:6d} {_percent(row, 'accuracy')} {_percent(row, 'agreement')} "

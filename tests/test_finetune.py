@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: the twin and fine-tuning are NOT TESTED")
 
+import small_models  # noqa: E402
 from graphs import Build, two_convs  # noqa: E402
 from small_models import initializers, plain, residual  # noqa: E402
 
@@ -91,7 +93,7 @@ def test_a_pruned_network_comes_nearer_to_the_original(
 ) -> None:
     model, pruned, data = fashion
     before = pruned.SerializeToString()
-    result = finetune(pruned, model, data, FinetuneOptions(steps=12, batch=16, validate_every=4))
+    result = finetune(pruned, model, data, FinetuneOptions(steps=12, batch=16, validate_every=4, optimizer="adamw"))
     assert pruned.SerializeToString() == before
     assert result.steps == 12
     assert [entry.step for entry in result.validations] == [0, 4, 8, 12]
@@ -114,6 +116,37 @@ def test_nothing_is_lost_where_training_makes_it_worse() -> None:
     result = learn(model, student, optimizer="sgd", learning_rate=3.0, clip=0.0)
     assert result.best_step == 0
     assert result.model.SerializeToString() == student.SerializeToString()
+
+
+def rescaled(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    """The same function of Conv → Relu → Conv → Relu → …, each second layer's weights smaller, the next one's larger."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    values = {tensor.name: tensor for tensor in result.graph.initializer}
+    convolutions = [node for node in result.graph.node if node.op_type == "Conv"]
+    for place, node in enumerate(convolutions[: len(convolutions) // 2 * 2]):
+        for operand in node.input[1:]:
+            if place % 2 == 0 or operand == node.input[1]:
+                array = numpy_helper.to_array(values[operand]) * np.float32(factor if place % 2 == 0 else 1 / factor)
+                values[operand].CopyFrom(numpy_helper.from_array(array, operand))
+    return result
+
+
+def test_scaled_steps_suit_weights_of_any_size() -> None:
+    net = small_models.Net(opset=17)
+    x = net.input("x", (4, 3, 8, 8))
+    for name, shape in (("a", (6, 3, 3, 3)), ("b", (6, 6, 3, 3)), ("c", (5, 6, 3, 3))):
+        x = net.node("Conv", x, net.weight(*shape), net.weight(shape[0]), pads=[1] * 4)
+        x = x if name == "c" else net.node("Relu", x)
+    model = net.model(x)
+    student = shaken(model, 0.2)
+    curves = {}
+    for optimizer, rate in (("scaled", 1e-2), ("adamw", 1e-3)):
+        options = {"optimizer": optimizer, "learning_rate": rate, "clip": 0.0, "weight_decay": 0.0, "steps": 8}
+        curves[optimizer] = [learn(model, s, **options).losses for s in (student, rescaled(student, 2**-6))]
+    assert curves["scaled"][0] == pytest.approx(curves["scaled"][1], rel=1e-2)
+    assert curves["scaled"][1][-1] < 0.8 * curves["scaled"][1][0]
+    assert curves["adamw"][0] != pytest.approx(curves["adamw"][1], rel=0.1)
 
 
 def test_what_is_written_is_what_was_validated() -> None:
@@ -570,7 +603,7 @@ def test_agreement_counts_best_classes() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optimizer": "adam"}, "--optimizer 'adam' is unknown: choose one of adamw, sgd"),
+        ({"optimizer": "adam"}, "--optimizer 'adam' is unknown: choose one of scaled, adamw, sgd"),
         ({"batch_norm": "fixed"}, "--batch-norm"),
         ({"device": "tpu"}, "--device"),
         ({"layout": "chw"}, "--layout"),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinet_onnx.ranks import ALONE, Ranks
-from thinet_onnx.unfold import Window, columns, scatter, windows
+from thinet_onnx.unfold import Window, columns, places, scatter
 
 Floats = NDArray[np.floating[Any]]
 Activation = Callable[[Floats], Floats]
@@ -162,8 +162,7 @@ class Joint:
             rest = [size for place, size in enumerate(x.shape) if place != self.first.x_axis % x.ndim]
             rest.insert(axis % x.ndim, outputs)
             return tuple(rest)
-        probe = np.broadcast_to(np.zeros((), np.float32), (1, 1, *x.shape[2:]))
-        return (len(x), outputs, *_spots(probe, window))
+        return (len(x), outputs, *places(x.shape[2:], window))
 
     def _unfold(self, value: Floats) -> Floats:
         seen = columns(value, self.second.x_axis, self.second.window)
@@ -317,8 +316,3 @@ def _raise(flat: Floats, shape: tuple[int, ...], axis: int) -> Floats:
     axis %= len(shape)
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     return np.moveaxis(flat.reshape(moved), 0, axis)
-
-
-def _spots(probe: Floats, window: Window) -> tuple[int, ...]:
-    """Output positions of a convolution on each spatial axis."""
-    return tuple(int(size) for size in windows(probe, window).shape[2 : 2 + len(window.kernel)])

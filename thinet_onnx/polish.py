@@ -29,8 +29,8 @@ _MOST_WORK = 4e9  # multiply-adds of one pass of a pair over its positions
 _LEAST_ROWS = 4  # positions for each input column; where there are more but the work would be too much: no joint refit
 _MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take
 _CHUNK = 1e6  # of them that are worked on at a time
-_ROUNDS, _ITERATIONS, _TURNS = 5, 8, 4
-_DAMPING, _LESS, _MORE = 1.0, 0.3, 3.0  # at first; its factor after a full step, and after a shorter one
+_ROUNDS, _ITERATIONS, _TURNS = 6, 8, 8
+_DAMPING, _LESS, _MORE, _FAILED = 1.0, 0.3, 3.0, 10.0  # at first; its factor after a full step, a shorter one, and none
 _ALL = np.ones(1, bool)
 _WORTH = 0.005  # share of the error that a round must save for another one
 
@@ -150,16 +150,22 @@ class Polisher:
 def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Rows]) -> Weights | None:
     """Gauss–Newton steps for as long as the error on `check` falls; None if it never does."""
     start = error = problem.error(weights, check)
-    damping, turns = _DAMPING, _turns(rows, weights, problem.ranks)
+    damping, turns, failed = _DAMPING, _turns(rows, weights, problem.ranks), False
     for turn in range(_ROUNDS):
         step = problem.step(weights, rows, damping, _ITERATIONS, turn, turns)
-        for length in (1.0, 0.5, 0.2):
-            now = problem.error(weights.plus(step, length), check)
-            if now < error:
+        best, length = error, 0.0
+        for size in (1.0, 0.5, 0.2):
+            now = problem.error(weights.plus(step, size), check)
+            if now < best:
+                best, length = now, size
+            if best < (1 - _WORTH) * error:
                 break
-        else:
-            break
-        saved, error = 1 - now / max(error, 1e-30), now
+        if not length:  # other rows show another curvature
+            if failed or turns == 1:
+                break
+            failed, damping = True, damping * _FAILED
+            continue
+        saved, error, failed = 1 - best / max(error, 1e-30), best, False
         weights = weights.plus(step, length)
         if saved < _WORTH:
             break

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
@@ -29,26 +28,6 @@ class Window:
     pads: tuple[tuple[int, int], ...] = ()
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
-
-
-def windows(x: Floats, window: Window) -> Floats:
-    """All windows of x as a view.
-
-    Args:
-        x: (N, C, *spatial), as the layer's input.
-        window: the layer's window.
-
-    Returns:
-        (N, C, *positions, *kernel), without copying more than the padded input.
-    """
-    if window.transposed:
-        return windows(_spread(x, window), _plain(window))
-    rank = len(window.kernel)
-    padded = np.pad(x, [(0, 0), (0, 0), *window.pads])
-    spans = tuple(d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True))
-    view = sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
-    steps = (slice(None), slice(None), *(slice(None, None, s) for s in (*window.strides, *window.dilations)))
-    return view[steps]
 
 
 def _spread(x: Floats, window: Window) -> Floats:
@@ -86,8 +65,7 @@ def count_positions(shape: tuple[int, ...], axis: int, window: Window) -> int:
     """Output positions of one input tensor of this shape, the batch included."""
     if not window.kernel:
         return int(np.prod(shape, dtype=np.int64)) // max(shape[axis], 1)
-    probe = np.broadcast_to(np.zeros((), np.float32), (shape[0], 1, *shape[2:]))
-    return int(np.prod(windows(probe, window).shape[: 2 + len(window.kernel)], dtype=np.int64))
+    return shape[0] * int(np.prod(places(shape[2:], window), dtype=np.int64))
 
 
 def rows_at(x: Floats, axis: int, window: Window, picks: NDArray[np.int64]) -> Floats:
@@ -130,7 +108,7 @@ def columns(x: Floats, axis: int, window: Window) -> Floats:
         return np.ascontiguousarray(np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1), np.float32)
     if window.transposed:
         x, window = _spread(x, window), _plain(window)
-    padded = np.pad(x, [(0, 0), (0, 0), *window.pads]).swapaxes(0, 1)
+    padded = _padded(x, window).swapaxes(0, 1)
     sizes = _positions(padded.shape[2:], window)
     result = np.empty((x.shape[1], *window.kernel, x.shape[0], *sizes), np.float32)
     for tap in np.ndindex(window.kernel):
@@ -155,6 +133,25 @@ def scatter(values: Floats, shape: tuple[int, ...], axis: int, window: Window) -
         total[_seen(tap, sizes, window)] += parts[(slice(None), *tap)]
     crop = tuple(slice(begin, begin + size) for size, (begin, _) in zip(shape[2:], window.pads, strict=True))
     return total[(slice(None), slice(None), *crop)].swapaxes(0, 1)
+
+
+def _padded(x: Floats, window: Window) -> Floats:
+    """A layer's input with the zeros around it."""
+    if not any(map(any, window.pads)):
+        return x
+    sizes = (size + sum(pads) for size, pads in zip(x.shape[2:], window.pads, strict=True))
+    wide = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    inner = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], window.pads, strict=True))
+    wide[(slice(None), slice(None), *inner)] = x
+    return wide
+
+
+def places(sizes: Sequence[int], window: Window) -> tuple[int, ...]:
+    """Output positions on each spatial axis, for an input of these sizes."""
+    if window.transposed:
+        margins = zip(sizes, window.strides, _margins(window), strict=True)
+        return _positions([s * (n - 1) + 1 + sum(margin) for n, s, margin in margins], _plain(window))
+    return _positions([size + sum(pads) for size, pads in zip(sizes, window.pads, strict=True)], window)
 
 
 def _plain(window: Window) -> Window:

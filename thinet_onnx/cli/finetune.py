@@ -78,7 +78,9 @@ def finetune(
     trainable_from: Annotated[
         str | None, option(LEARN, "NODE", "Train from this node on; ONNX Runtime runs the rest.", default="the inputs")
     ] = None,
-    optimizer: Annotated[Optimizer, option(TRAIN, "adamw|sgd", "The optimizer.")] = _DEFAULT.optimizer,
+    optimizer: Annotated[
+        Optimizer, option(TRAIN, "scaled|adamw|sgd", "scaled: AdamW, its rate relative to each tensor.")
+    ] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, option(TRAIN, "X", "The highest one.", "--learning-rate", "--lr", default="by optimizer")
     ] = None,

@@ -27,6 +27,9 @@ from thinet_onnx.training.processes import Processes
 Kept = dict[str, Tensor]
 
 
+_LEAST_SIZE = 1e-3  # of a tensor: as if its values were that large
+
+
 class Loop:
     """A student that learns from a teacher.
 
@@ -122,7 +125,7 @@ class Loop:
         """One step of the optimizer; returns the parts of the loss over all processes."""
         self._twin.train()
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(self.step)
+            group["lr"] = group["scale"] * self._rate(self.step)
         self._optimizer.zero_grad()
         rows = self._feeding.rows(self.step)
         epoch = self.step // self._feeding.steps
@@ -236,11 +239,19 @@ class Loop:
 
 
 def _optimizer(weights: dict[str, Any], options: FinetuneOptions) -> torch.optim.Optimizer:
-    """The optimizer; norms and biases, which have one axis longer than 1, don't decay."""
-    vectors = [w for w in weights.values() if sum(size > 1 for size in w.shape) <= 1]
-    rest = [w for w in weights.values() if sum(size > 1 for size in w.shape) > 1]
-    groups = [{"params": rest, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.rate)
-    return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
+    """The optimizer; norms and biases, which have one axis longer than 1, don't decay.
+
+    `scaled` takes steps in proportion to each tensor's own size when training begins (as Adafactor does: Shazeer and Stern,
+    2018), since folded weights are of any size.
+    """
+    groups = []
+    for weight in weights.values():
+        vector = sum(size > 1 for size in weight.shape) <= 1
+        size = float(weight.detach().double().square().mean().sqrt())
+        scale = max(size, _LEAST_SIZE) if options.optimizer == "scaled" else 1.0
+        groups.append(
+            {"params": [weight], "weight_decay": 0.0 if vector else options.weight_decay / scale, "scale": scale}
+        )
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
+    return torch.optim.AdamW(groups, lr=options.rate)

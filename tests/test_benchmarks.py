@@ -1,5 +1,6 @@
 """The benchmarks run, small, on what the repository brings, and say what they promise to say."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -239,3 +240,147 @@ def test_latency_accuracy_finds_the_macs_that_take_as_long(
     assert counted["macs"] == pytest.approx(0.5, abs=0.01)  # where 0.3 + 0.7 × MACs is 0.65
     assert counted["ratio"] == pytest.approx(0.65, rel=0.01)
     assert "MACs target" in capsys.readouterr().out
+
+
+def bundled(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """A case of `accuracy.py` on a network of the repository, calibrated and tested on the same labelled images."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import accuracy_cases  # noqa: PLC0415
+
+    images = MODELS / "fashion_test.npz"
+    return accuracy_cases.Case(
+        MODELS / f"{name}.onnx", images, images, (0.7,), samples=32, tests=8, pixels={"mean": (0.286,), "std": (0.353,)}
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO isn't installed")
+def test_engines_holds_a_pruned_file_against_the_bar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = bundled(monkeypatch, "fashion_resnet")
+    import engines  # noqa: PLC0415
+
+    row = engines.measured(case, "macs=70%", "inner", tmp_path / "pruned.onnx")
+    assert row["macs"] == pytest.approx(0.7, abs=0.05)
+    assert row["difference"] < engines.BAR
+    assert row["inputs"] == row["images"] == 8
+    assert engines.good(row)
+    assert row["padded"] > 0  # the picture has one channel
+    (told,) = [entry for entry in row["findings"] if entry["topic"] == "widths"]
+    assert f"{row['padded']} of {row['layers']} layers have channels off multiples of 8" in told["text"]
+    assert "ok" in engines.line(row)
+    assert engines.told(row)[0] == "fashion_resnet"
+    over = {**row, "difference": 2e-3}
+    assert "OVER" in engines.line(over)
+    assert not engines.good(over)
+    broken = {**row, "ready": False}
+    assert engines.line(broken).endswith("NO")
+    assert not engines.good(broken)
+    assert not engines.good({"network": "a", "failed": "hang", "note": "no answer"})
+
+
+def test_engines_goes_on_after_a_network_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = bundled(monkeypatch, "fashion_resnet")
+    import engines  # noqa: PLC0415
+
+    def child(*_: Any, **__: Any) -> Any:
+        raise engines.ChildError("hang", "no answer within 1 s")
+
+    monkeypatch.setattr(engines, "in_child", child)
+    other = dataclasses.replace(case, model=MODELS / "fashion_vgg.onnx")
+    monkeypatch.setattr(engines, "cases", lambda *_: [case, other])
+    monkeypatch.setattr(engines.engines, "missing", lambda _: None)
+    assert engines.main(["--shared", ".", "--json", str(tmp_path / "rows.json")]) == 1
+    assert "0 of 2 load and agree" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["failed"] for row in rows] == ["hang", "hang"]
+
+
+def test_engines_measures_a_network_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = bundled(monkeypatch, "fashion_resnet")
+    import engines  # noqa: PLC0415
+
+    found = {
+        "network": "fashion_resnet", "macs": 0.6, "errors": {"logits": 0.2}, "difference": 1e-6, "original": None,
+        "findings": [], "layers": 9, "padded": 1, "extra": 0.01, "ready": True, "failures": [],
+    }  # fmt: skip
+    monkeypatch.setattr(engines, "in_child", lambda *_, **__: found)
+    monkeypatch.setattr(engines, "cases", lambda *_: [case])
+    monkeypatch.setattr(engines.engines, "missing", lambda _: None)
+    command = ["--shared", ".", "--json", str(tmp_path / "rows.json")]
+    assert engines.main(command) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr(engines, "in_child", None)
+    assert engines.main(command) == 0
+    assert capsys.readouterr().out == first
+    assert "1 of 1 load and agree" in first
+    monkeypatch.setattr(engines, "in_child", lambda *_, **__: found | {"difference": 0.1})
+    assert engines.main([*command, "--target", "macs=50%"]) == 1
+
+
+def test_engines_measures_ten_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled(monkeypatch, "fashion_resnet")
+    import engines  # noqa: PLC0415
+
+    found = engines.cases(Path("shared"), 32, 8)
+    assert len({case.model for case in found}) == len(found) == 10
+    assert {(case.samples, case.tests) for case in found} == {(32, 8)}
+
+
+def test_int8_counts_images_that_neither_step_saw(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = bundled(monkeypatch, "fashion_vgg")
+    import int8  # noqa: PLC0415
+
+    monkeypatch.setattr(int8, "imagenet", lambda _: [case])
+    out = tmp_path / "found.json"
+    command = ["--shared", ".", "--parts", "20", "--samples", "48", "--settings", "minmax", "fused", "percentile",
+               "--files", str(tmp_path / "files"), "--json", str(out)]  # fmt: skip
+    assert int8.main(command) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [len(fold["labels"]) for fold in found["folds"]] == [100, 100]
+    assert found["rows"]["float"]["images"] == 200
+    assert found["rows"]["original"]["with original"] == 1
+    row = found["rows"]["minmax"]
+    assert row["with float"] > 0.9
+    assert row["lost"] == pytest.approx(found["rows"]["float"]["with original"] - row["with original"])
+    pairs = {}
+    for setting in ("minmax", "fused"):
+        kinds = [
+            node.op_type for node in onnx.load(tmp_path / "files" / f"fashion_vgg_macs75_0_{setting}.onnx").graph.node
+        ]
+        pairs[setting] = kinds.count("QuantizeLinear")
+    assert pairs["fused"] < pairs["minmax"]  # none between Conv and Relu
+    sizes = found["folds"][0]["bytes"]
+    assert sizes["minmax"] < 0.5 * sizes["float"] < sizes["original"]
+    assert "holds" in capsys.readouterr().out
+
+
+def test_int8_parts_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = bundled(monkeypatch, "fashion_vgg")
+    import int8  # noqa: PLC0415
+
+    seen: list[int] = []
+    for fold in range(4):
+        fit, test = int8.divided(case, 4, fold, 10_000)
+        assert not set(fit._rows) & set(test._rows)
+        assert len(fit) + len(test) == 2000
+        seen += test._rows
+    assert sorted(seen) == list(range(2000))
+
+
+def test_int8_bar_is_two_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled(monkeypatch, "fashion_vgg")
+    import int8  # noqa: PLC0415
+
+    labels, original = [0, 0, 1, 1] * 25, [0, 0, 1, 1] * 25
+    worse = [1 - pick if row < 3 else pick for row, pick in enumerate(original)]
+    found = {"labels": labels, "picks": {"original": original, "float": original, "minmax": worse}}
+    row = int8.counted("minmax", [found])
+    assert (row["with original"], row["with float"], row["accuracy"]) == (0.97, 0.97, 0.97)
+    assert "lost +3.0 points  MISSES" in int8.line("minmax", row)
+    worse[0] = original[0]
+    assert int8.holds(int8.counted("minmax", [found]))  # 2 points

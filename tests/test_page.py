@@ -1,6 +1,7 @@
 """The page of a run: whole, escaped, within its size, without network, and right in a browser."""
 
 import dataclasses
+import html as html_module
 import importlib.util
 import json
 import re
@@ -23,7 +24,7 @@ from thinet_onnx import cli, page, restore
 from thinet_onnx import report as reports
 from thinet_onnx.errors import OutputError
 from thinet_onnx.page import charts, headline, svg
-from thinet_onnx.result import Accuracy, ErrorCurve, Latency, Tradeoff
+from thinet_onnx.result import Accuracy, ErrorCurve, Latency, Tradeoff, TuneCurve
 
 SECTIONS = ["headline", "groups", "tradeoff", "outputs", "examples", "kept", "run"]
 MOST_BYTES = 3_000_000
@@ -132,6 +133,28 @@ class TestContents:
             "groups cut 1 of 1", "seed 5", "2026-01-02 03:04:05 UTC", "1 min 23 s", "to within 2.1e-07, relative",
         ):  # fmt: skip
             assert said in text, said
+
+    def test_shares_do_not_go_beyond_all(self) -> None:
+        """Agreement of 100% throughout: the axis ends there, and the words at step 0 stand clear of its title."""
+        checks = tuple({"step": step, "loss": 0.1, "agreement": 1.0} for step in (0, 15))
+        curve = TuneCurve(((1, 0.1), (15, 0.1)), checks, 0, 15)
+        text = Page(page.render(dataclasses.replace(FULL, finetune=curve))).text
+        assert "100%" in text and "102%" not in text and "101%" not in text
+        (_, loss), (_, agreement) = charts.training(curve)
+        assert 'x="71.5"' in agreement and 'x="51"' in loss
+
+    def test_accuracy_says_whether_there_was_training(self) -> None:
+        assert FULL.finetune is not None
+        for best, how in ((1800, "after fine-tuning"), (0, "without training"), (None, "without training")):
+            curve = None if best is None else dataclasses.replace(FULL.finetune, best_step=best)
+            assert f"samples, {how};" in Page(page.render(dataclasses.replace(FULL, finetune=curve))).text
+
+    def test_the_command_is_broken_between_words_only(self) -> None:
+        command = "thinet-onnx prune 'my  net.onnx' --test-data a.npz <b>"
+        text = page.render(dataclasses.replace(FULL, command=command))
+        inside = text.partition('<code id="command">')[2].partition("</code>")[0]
+        assert "<span>--test-data</span> <span>a.npz</span>" in inside
+        assert html_module.unescape(re.sub("</?span>", "", inside)) == command
 
     def test_every_group_is_a_row_with_its_numbers(self) -> None:
         shown = Page(page.render(FULL))

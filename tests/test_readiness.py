@@ -206,6 +206,27 @@ def test_operators_from_elsewhere_in_openvino(domain: str, level: str, words: st
     assert words in told
 
 
+@pytest.mark.parametrize(
+    ("indices", "axis", "told"),
+    [
+        ([1, 2, 0, 3], 1, True),
+        ([1, 2, 0, 3], -3, False),
+        ([3, 2, 1, 0], 1, False),  # its own inverse
+        ([1, 2, 0], 1, True),
+        ([1, 2, 3], 1, False),
+        ([[1, 2, 0, 3]], 1, False),
+        ([1, 2, 0, 3], 0, False),
+    ],
+)
+def test_permutations_that_openvino_turns_round(indices: list[Any], axis: int, told: bool) -> None:
+    warned = levels(openvino.check(file(graph_of("Gather", np.array(indices), axis=axis)), "fp32"), "warn")
+    assert [text.startswith("Gather (1 node: it): OpenVINO") for text in warned] == [True] * told
+
+
+def test_permutations_that_are_computed_are_not_judged() -> None:
+    assert levels(openvino.check(file(graph_of("Gather", "places", axis=1)), "fp32"), "warn") == []
+
+
 def test_what_onnx_runtime_keeps_silent_about() -> None:
     found = ort.check(file(graph_of("FusedConv", np.float16(1), domain="com.microsoft")), "fp16")
     assert "com.microsoft::FusedConv" in levels(found, "note")[0]

@@ -8,8 +8,8 @@ import pytest
 from graphs import Build
 from oracle import analysed, holds, random_kept
 
+from thinet_onnx import engines, pipeline, runtime, shuffle
 from thinet_onnx import graph as graphs
-from thinet_onnx import pipeline, runtime, shuffle
 from thinet_onnx.data import random_source
 from thinet_onnx.options import PruneOptions
 from thinet_onnx.setting import open_model
@@ -103,6 +103,17 @@ def test_channels_of_a_shuffle_go_one_by_one(name: str) -> None:
     assert [group.size for group in analysis.groups] == ([6, 6] if name == "halves" else [CHANNELS])
     for seed in range(3):
         holds(plain, analysis, random_kept(analysis, seed), b.feed())
+
+
+@pytest.mark.parametrize("name", SHUFFLES)
+def test_openvino_answers_likewise(name: str) -> None:
+    """It would fold a permutation whose axis is counted from the first into the next convolution the wrong way round."""
+    b = network(SHUFFLES[name])
+    plain = unrolled(b)
+    assert all(node.attribute[0].i < 0 for node in plain.graph.node if node.op_type == "Gather")
+    wanted = runtime.outputs(b.model(), [b.feed()])[0]
+    program = engines.make("openvino", threads=1).load(plain, {name: array.shape for name, array in b.feed().items()})
+    np.testing.assert_allclose(program.run(b.feed())[0], wanted[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_chain_of_shuffles_ties_nothing() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -479,6 +480,32 @@ def test_an_engine_that_is_here_is_asked(
     assert answer.called == "TensorRT 99"
     if new is not None:
         assert answer.difference == pytest.approx(new, rel=1e-3)
+
+
+class Off:
+    """An engine that adds a little to every input, or answers in another shape."""
+
+    def __init__(self, more: float, shape: tuple[int, ...] | None = None) -> None:
+        self.more, self.shape = more, shape
+
+    def load(self, *_: Any) -> "Off":
+        return self
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        answer = np.maximum(feeds["x"], 0) + np.float32(self.more)
+        return [answer if self.shape is None else answer.reshape(self.shape)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_engine_is_compared_on_the_scale_of_all_inputs() -> None:
+    """A picture with nothing to find has scores of 1e-6; they aren't what the others are measured by."""
+    net = Net()
+    subject: Any = SimpleNamespace(model=net.model(net.relu(net.input("x", (1, 4)))))
+    feeds = [{"x": np.full((1, 4), value, np.float32)} for value in (1e-6, 2.0)]
+    assert elsewhere._difference(Off(1e-6), subject, feeds) == pytest.approx(5e-7, rel=0.2)  # type: ignore[arg-type]
+    assert elsewhere._difference(Off(0.0, (4, 1)), subject, feeds) == float("inf")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

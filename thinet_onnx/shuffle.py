@@ -21,7 +21,7 @@ _LONGEST = 8  # operators in a run
 _LARGEST = 1 << 22  # elements of a tensor that is looked at
 
 Pick = tuple[str, int, tuple[int, ...]]
-"""A tensor, an axis of it, and the indices taken along that axis."""
+"""A tensor, an axis of it counted from the last (-1), and the indices taken along that axis."""
 
 
 def unroll(model: onnx.ModelProto, shapes: Sequence[dict[str, Shape]]) -> onnx.ModelProto:
@@ -84,7 +84,12 @@ def _moved(
 
 
 def _picked(places: list[NDArray[np.int64]], shape: Shape) -> tuple[int, tuple[int, ...]] | None:
-    """The axis and indices, if the positions along every other axis are in their place."""
+    """The axis and indices, if the positions along every other axis are in their place.
+
+    The axis is counted from the last: OpenVINO (to 2026.4 at least) takes a Gather that permutes an axis counted from the
+    first for a swap of colours, and folds it into the next convolution's weights the wrong way round, which is right for
+    permutations that are their own inverse only.
+    """
     if places[0].ndim != len(shape):
         return None
     chosen = None
@@ -95,7 +100,7 @@ def _picked(places: list[NDArray[np.int64]], shape: Shape) -> tuple[int, tuple[i
         if not np.array_equal(line.ravel(), np.arange(shape[axis])):
             if chosen is not None:
                 return None
-            chosen = axis, tuple(line.ravel().tolist())
+            chosen = axis - len(shape), tuple(line.ravel().tolist())
     return chosen
 
 

@@ -62,10 +62,10 @@ def rough(value: float | None) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """`0.801 ms`."""
+    """`0.801 ms`, `1.00 ms`, `120 ms`."""
     if not math.isfinite(value):
         return NOTHING
-    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+    return f"{value:#.3g} ms" if 0 < value < 99.95 else f"{value:.0f} ms"
 
 
 def seconds(value: float) -> str:

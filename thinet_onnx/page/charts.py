@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 400.0, 34.0, 216.0
 _MOST_BARS = 24
 _LONGEST = 80  # characters of a name in a tip
+_LETTER = 7.5  # width of one in a title, more or less
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
@@ -47,15 +48,18 @@ def histogram(values: Sequence[float], label: str) -> Markup:
         )  # fmt: skip
     middle = statistics.median(known)
     drawn.append(tag("line", x1=x(middle), x2=x(middle), y1=_TOP - 12, y2=_BOTTOM, class_="mark"))
-    drawn.append(_beside(x(middle), _TOP - 4, f"median {middle:.3g}"))
+    drawn.append(_beside(x(middle), f"median {middle:.3g}", "samples"))
     axes = frame(x, y, x_title="relative error of a sample", y_title="samples", y_text=wording.short)
     return drawing(WIDTH, HEIGHT, axes, *drawn, label=label, class_="chart")
 
 
-def _beside(x: float, y: float, text: str, gap: float = 5) -> Markup:
-    """Words beside a place, on the side with more room."""
+def _beside(x: float, text: str, title: str, gap: float = 5) -> Markup:
+    """Words at the top beside a place, on the side with more room, and not on the title of the axis."""
     end = x > (_LEFT + _RIGHT) / 2
-    return tag("text", text, x=x - gap if end else x + gap, y=y, class_="note", text_anchor="end" if end else "start")
+    start = max(x + gap, 4 + _LETTER * len(title))
+    return tag(
+        "text", text, x=x - gap if end else start, y=_TOP - 4, class_="note", text_anchor="end" if end else "start"
+    )
 
 
 def tradeoff(points: Sequence[Tradeoff], before: int) -> Markup:
@@ -211,14 +215,15 @@ def training(curve: TuneCurve) -> list[tuple[str, Markup]]:
     ]
     for key, title in (("agreement", "Same answer as the original"), ("accuracy", "Accuracy")):
         series = [(float(step or 0), entry.get(key)) for step, entry in checks]
-        made.append((title, _lines([("line", series)], curve.best_step, key, _percent)))
+        made.append((title, _lines([("line", series)], curve.best_step, key, _percent, most=1.0)))
     return [(title, chart) for title, chart in made if chart]
 
 
 def _lines(
     series: Sequence[tuple[str, Sequence[tuple[float, float | None]]]], best: int | None, title: str,
-    text: Callable[[float], str],
+    text: Callable[[float], str], most: float = math.inf,
 ) -> Markup:  # fmt: skip
+    """Values by step; the axis ends at `most`, beyond which there are none."""
     known = [
         (kind, [(s, v) for s, v in points if v is not None and math.isfinite(s) and math.isfinite(v)])
         for kind, points in series
@@ -230,7 +235,7 @@ def _lines(
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     x = Scale(min(steps), max(*steps, min(steps) + 1), _LEFT, _RIGHT, whole=True)
-    y = Scale(low - margin if low < 0 or low > high / 2 else 0, high + margin, _BOTTOM, _TOP)
+    y = Scale(low - margin if low < 0 or low > high / 2 else 0, max(min(high + margin, most), high), _BOTTOM, _TOP)
     drawn = [path(_thinned([(x(s), y(v)) for s, v in points]), class_=kind) for kind, points in known if points]
     drawn += [
         tag("circle", cx=x(step), cy=y(value), r=3.5, class_="bar", data_tip=f"step {step:g}: {title} {text(value)}")
@@ -240,7 +245,7 @@ def _lines(
     ]
     if best is not None and min(steps) <= best <= max(steps):
         drawn.append(tag("line", x1=x(best), x2=x(best), y1=_TOP - 4, y2=_BOTTOM, class_="mark"))
-        drawn.append(_beside(x(best), _TOP - 4, f"best: step {best}"))
+        drawn.append(_beside(x(best), f"best: step {best}", title))
     axes = frame(x, y, x_title="step", y_title=title, x_text=_thousands, y_text=text)
     return drawing(WIDTH, HEIGHT, axes, *drawn, label=f"{title} by step", class_="chart")
 

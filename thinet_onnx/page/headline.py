@@ -107,7 +107,9 @@ def _quality(report: Report) -> Iterator[Card]:
         "" if same is None else f"; same best class as the original on {wording.percent(same.top1)} of those held out"
     )
     if accuracy is not None:
-        note = f"top-1 on {wording.plural(accuracy.samples, 'labelled sample')}, without training" + agree
+        trained = report.finetune is not None and bool(report.finetune.best_step)
+        how = "after fine-tuning" if trained else "without training"
+        note = f"top-1 on {wording.plural(accuracy.samples, 'labelled sample')}, {how}" + agree
         if accuracy.samples:
             note += f"; one sample is {100 / accuracy.samples:.2g} points"
         yield Card(

@@ -12,14 +12,19 @@ from thinet_onnx.graph import Graph
 _SHORT = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 Level = Literal["fail", "warn", "note"]
+Topic = Literal["operators", "opset", "types", "sizes", "widths"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence: `fail` is what the engine can't take, `warn` what may cost speed or digits, `note` is worth knowing."""
+    """One sentence: `fail` is what the engine can't take, `warn` what may cost speed or digits, `note` is worth knowing.
+
+    `topic` is what of the file it is about.
+    """
 
     level: Level
     text: str
+    topic: Topic
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,22 @@ def check(file: File, precision: Precision) -> list[Finding]:
             Finding(
                 "warn",
                 f"ONNX Runtime computes in the types that the file has; --precision {precision} changes nothing.",
+                "types",
             )
         )
     functions = file.functions()
     foreign = [n for n in file.nodes() if not is_standard(n) and (n.domain, n.op_type) not in functions]
     if foreign:
-        findings.append(Finding("note", f"Only ONNX Runtime has these operators: {'; '.join(by_kind(foreign))}."))
+        findings.append(
+            Finding("note", f"Only ONNX Runtime has these operators: {'; '.join(by_kind(foreign))}.", "operators")
+        )
     halves = [tensor for tensor in file.graph.tensors.values() if tensor.data_type == onnx.TensorProto.FLOAT16]
     if halves:
         findings.append(
             Finding(
-                "warn", f"{len(halves)} weights are float16, which its CPU provider mostly casts to float32 and back."
+                "warn",
+                f"{len(halves)} weights are float16, which its CPU provider mostly casts to float32 and back.",
+                "types",
             )
         )
     return findings

@@ -59,11 +59,13 @@ def _operators(file: File) -> list[Finding]:
     unread = [node for node in nodes if is_standard(node) and node.op_type not in operators()["read"]]
     found = []
     if unread:
-        found.append(Finding("fail", f"Its parser doesn't read {'; '.join(by_kind(unread))}."))
+        found.append(Finding("fail", f"Its parser doesn't read {'; '.join(by_kind(unread))}.", "operators"))
     if foreign:
         found.append(
             Finding(
-                "fail", f"Operators that aren't ONNX's own need a plugin of that name: {'; '.join(by_kind(foreign))}."
+                "fail",
+                f"Operators that aren't ONNX's own need a plugin of that name: {'; '.join(by_kind(foreign))}.",
+                "operators",
             )
         )
     return found
@@ -82,10 +84,10 @@ def _restrictions(file: File) -> list[Finding]:
             unruled[node.op_type] = words.rstrip(".")
         elif (complaint := rule(node, file.graph)) is not None:
             rejected.setdefault(complaint, []).append(node)
-    found = [Finding("note", f"{op} is restricted; see to it: {words}.") for op, words in unruled.items()]
+    found = [Finding("note", f"{op} is restricted; see to it: {words}.", "operators") for op, words in unruled.items()]
     for complaint, nodes in rejected.items():
         level: Level = "warn" if complaint in _DOUBTS else "fail"
-        found.append(Finding(level, f"{'; '.join(by_kind(nodes))}: {complaint}."))
+        found.append(Finding(level, f"{'; '.join(by_kind(nodes))}: {complaint}.", "operators"))
     return found
 
 
@@ -94,7 +96,7 @@ def _opset(file: File) -> list[Finding]:
     version = file.opsets.get("", 1)
     if lowest <= version <= highest:
         return []
-    return [Finding("warn", f"The file has operator set {version}; the list is for {lowest} to {highest}.")]
+    return [Finding("warn", f"The file has operator set {version}; the list is for {lowest} to {highest}.", "opset")]
 
 
 def _types(file: File, precision: Precision) -> list[Finding]:
@@ -103,7 +105,11 @@ def _types(file: File, precision: Precision) -> list[Finding]:
     doubles = [name for name, tensor in tensors if tensor.data_type == onnx.TensorProto.DOUBLE]
     if doubles:
         found.append(
-            Finding("warn", f"{_count(doubles, 'constant')} in float64 will be cast to float32, clamped to its range.")
+            Finding(
+                "warn",
+                f"{_count(doubles, 'constant')} in float64 will be cast to float32, clamped to its range.",
+                "types",
+            )
         )
     longs = [name for name, tensor in tensors if tensor.data_type == onnx.TensorProto.INT64]
     wide = [name for name in longs if _beyond_int32(file.graph, name)]
@@ -112,6 +118,7 @@ def _types(file: File, precision: Precision) -> list[Finding]:
             Finding(
                 "warn",
                 f"{_count(wide, 'constant')} in int64 beyond int32's range: read so by TensorRT 10 and later, clamped before.",
+                "types",
             )
         )
     elif longs:
@@ -119,11 +126,16 @@ def _types(file: File, precision: Precision) -> list[Finding]:
             Finding(
                 "note",
                 f"{_count(longs, 'constant')} in int64, all within int32's range, so that TensorRT before 10 can cast them.",
+                "types",
             )
         )
     if precision == "int8" and not any(node.op_type == "DequantizeLinear" for node in file.nodes()):
         found.append(
-            Finding("fail", "The file has no QuantizeLinear and DequantizeLinear, which say what to compute in int8.")
+            Finding(
+                "fail",
+                "The file has no QuantizeLinear and DequantizeLinear, which say what to compute in int8.",
+                "types",
+            )
         )
     return found
 
@@ -132,7 +144,11 @@ def _sizes(file: File) -> list[Finding]:
     if not (opened := file.open_inputs()):
         return []
     told = "; ".join(f"{name} ({', '.join(sizes)})" for name, sizes in opened.items())
-    return [Finding("note", f"Sizes are open and need an optimization profile, which the commands below have: {told}.")]
+    return [
+        Finding(
+            "note", f"Sizes are open and need an optimization profile, which the commands below have: {told}.", "sizes"
+        )
+    ]
 
 
 def _count(names: list[str], noun: str) -> str:

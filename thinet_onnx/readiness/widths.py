@@ -37,7 +37,7 @@ def findings(found: Padding, original: Padding) -> list[Finding]:
     """One sentence on the layers that are padded."""
     if not found.padded:
         text = f"All channels are multiples of {found.multiple}, so that Tensor Cores run without padding."
-        return [Finding("note", text)]
+        return [Finding("note", text, "widths")]
     worst = ", ".join(
         f"{entry.layer} {entry.channels[0]}→{entry.channels[1]} as {entry.padded[0]}→{entry.padded[1]}"
         for entry in found.padded[:_SHOWN]
@@ -49,4 +49,4 @@ def findings(found: Padding, original: Padding) -> list[Finding]:
     )
     worse = found.extra > original.extra + _LITTLE
     advice = f" Pruning with --round-to {found.multiple} avoids that." if worse else ""
-    return [Finding("warn" if worse else "note", text + advice)]
+    return [Finding("warn" if worse else "note", text + advice, "widths")]

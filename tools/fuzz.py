@@ -36,7 +36,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import mutations
 import numpy as np
@@ -62,11 +61,11 @@ SMALL = 1 << 16  # bytes; files up to this size are damaged equally often
 EVERY = 100  # cases between two lines that say how far the run is
 
 
-class _StopError(BaseException):
-    """The run was asked to stop, by this signal."""
+STOPPED: list[int] = []  # the signals that asked the run to stop; a handler that raises can be lost in a hook of fork
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+
+class _StopError(Exception):
+    """The run was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +94,17 @@ def main() -> int:
         outcomes = [_replayed(Path(file), limits) for file in options.paths]
         return int(any(outcome.kind in (*DEFECTS, KILLED) for outcome in outcomes))
     run = Run(options, limits)
-    signals = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    stopped = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         run.cases()
-    except _StopError as stop:
-        stopped = stop.number
     finally:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)  # the summary is written in full
-        print(run.summary(stopped), flush=True)
-        for number, handler in signals.items():
-            signal.signal(number, handler)
-    return 128 + stopped if stopped else int(run.failed)
+        print(run.summary(), flush=True)
+    return 128 + STOPPED[0] if STOPPED else int(run.failed)
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    raise _StopError(number)
+def _stop(number: int, _frame: FrameType | None) -> None:
+    STOPPED.append(number)
 
 
 class Run:
@@ -132,9 +125,12 @@ class Run:
     def cases(self) -> None:
         """Run one after another, until there are enough or time is up."""
         for case in range(self.options.first, self.options.first + self.options.cases):
-            if time.monotonic() - self.started > 60 * self.options.minutes:
+            if STOPPED or time.monotonic() - self.started > 60 * self.options.minutes:
                 break
-            self.case(case)
+            try:
+                self.case(case)
+            except _StopError:
+                break
             self.next = case + 1
             if self.counts.total() % EVERY == 0:
                 print(f"… {self.told()}", flush=True)
@@ -172,13 +168,13 @@ class Run:
             f"seed {self.options.seed}: {counted}"
         )
 
-    def summary(self, stopped: int) -> str:
+    def summary(self) -> str:
         """The end of a run: what came of it, where it failed, and how to go on if a signal stopped it."""
         lines = [self.told(), *(f"  {count} × {place}" for place, count in self.places.most_common())]
-        if stopped:
+        if STOPPED:
             left = self.options.first + self.options.cases - self.next
             lines.append(
-                f"stopped by {signal.Signals(stopped).name}: --first {self.next} --cases {left} goes on from here"
+                f"stopped by {signal.Signals(STOPPED[0]).name}: --first {self.next} --cases {left} goes on from here"
             )
         return "\n".join(lines)
 
@@ -287,17 +283,16 @@ def _in_child(folder: Path, arguments: tuple[str, ...], limits: Limits) -> int |
     if child == 0:
         _become(folder, arguments, limits)
     watch = os.pidfd_open(child)
-    try:
-        ended, _, _ = select.select([watch], [], [], 10 * limits.seconds)
-    except BaseException:  # stopped: no child outlives the run
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise
-    finally:
-        os.close(watch)
+    end = time.monotonic() + 10 * limits.seconds
+    ended = False
+    while not ended and not STOPPED and time.monotonic() < end:
+        ended = bool(select.select([watch], [], [], 0.5)[0])
+    os.close(watch)
     if not ended:
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if STOPPED:
+        raise _StopError
     return status if ended else None
 
 

@@ -44,7 +44,8 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     failed = tmp_path / "failed"
     told = run(str(tmp_path), "--cases", "40", "--seed", "2", "--prune", "0.1", "--save", str(failed), "--strict")
     found = re.fullmatch(
-        r"40 cases of 2 files in \d+ s, seed 2: (\d+) accepted, (\d+) refused, 0 with a traceback, 0 over 30 s, "
+        r"40 cases of 2 files, small ones more often, in \d+ s, seed 2: (\d+) accepted, (\d+) refused, "
+        r"0 with a traceback, 0 over 30 s, "
         r"0 killed by a signal, 0 with files left behind\n",
         told,
     )
@@ -58,7 +59,7 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
 def test_it_ends_when_its_time_is_up(tmp_path: Path) -> None:
     onnx.save(small_models.plain(), tmp_path / "plain.onnx")
     assert run(str(tmp_path), "--cases", "5000", "--minutes", "0").startswith(
-        "0 cases of 1 files in 0 s, seed 0: 0 accepted"
+        "0 cases of 1 files, small ones more often, in 0 s, seed 0: 0 accepted"
     )
 
 
@@ -173,7 +174,8 @@ def test_a_run_that_is_stopped_says_what_it_did_and_how_to_go_on(tmp_path: Path,
     assert run.stdout is not None
     progress = run.stdout.readline()
     assert re.fullmatch(
-        r"… 100 cases of 1 files in \d+ s, seed 0: \d+ accepted, .* 0 with files left behind\n", progress
+        r"… 100 cases of 1 files, small ones more often, in \d+ s, seed 0: \d+ accepted, .* 0 with files left behind\n",
+        progress,
     )
     run.send_signal(number)
     told, errors = run.communicate(timeout=60)
@@ -181,9 +183,27 @@ def test_a_run_that_is_stopped_says_what_it_did_and_how_to_go_on(tmp_path: Path,
     *_, summary, stopped = told.splitlines()
     count = int(summary.split()[0])
     assert count >= 100
-    assert re.match(rf"{count} cases of 1 files in \d+ s, seed 0: ", summary)
+    assert re.match(rf"{count} cases of 1 files, small ones more often, in \d+ s, seed 0: ", summary)
     assert stopped == f"stopped by {number.name}: --first {7 + count} --cases {100000 - count} goes on from here"
     assert [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
+
+
+@pytest.mark.parametrize(("slow_before", "told"), [(True, "0 over 1 s"), (False, "1 over 1 s")])
+def test_what_is_slow_undamaged_is_no_hang(tmp_path: Path, slow_before: bool, told: str) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"whole")
+    code = IMPORTED.format(tools=str(TOOL.parent)) + (
+        "def slow():\n"
+        f"    while {slow_before} or pathlib.Path('model.onnx').read_bytes() == b'damaged': pass\n"
+        "fuzz.cli.main, fuzz._warm_up = slow, lambda: None\n"
+        "fuzz.mutations.mutate = lambda *_: ('damage', b'damaged')\n"
+        "sys.argv = ['fuzz', sys.argv[1], '--timeout', '1', '--cases', '1', '--save', sys.argv[1]]\n"
+        "sys.exit(fuzz.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0 if slow_before else 1, "")
+    assert told in done.stdout
+    assert ("1 over 1 s as the file takes undamaged" in done.stdout) == slow_before
+    assert ("so does net.onnx undamaged" in done.stdout) == slow_before
 
 
 def test_a_fault_of_the_fuzzer_itself_ends_with_a_summary_too(tmp_path: Path) -> None:
@@ -195,5 +215,5 @@ def test_a_fault_of_the_fuzzer_itself_ends_with_a_summary_too(tmp_path: Path) ->
         [sys.executable, "-c", code, tmp_path / "plain.onnx"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stdout.startswith("0 cases of 1 files in ")
+    assert done.stdout.startswith("0 cases of 1 files, small ones more often, in ")
     assert "ZeroDivisionError" in done.stderr

@@ -5,7 +5,7 @@ runs `inspect` in an empty folder, and for a share of the files that pass, `prun
 a run, goes to `report`. What is neither accepted nor refused (exit code 0, or 2 with one line, and no new file but the
 output) is counted, saved with its seed, and can be replayed.
 
-Small files are damaged more often than large ones, whose cases take longer and are no other: a file of 4 MiB an eighth as
+Small files are damaged more often than large ones, whose cases take longer and find no more: a file of 4 MiB an eighth as
 often as one of 64 KiB or less, by the square root in between. A line after every hundred cases says what came of them so
 far, and a run that is stopped (Ctrl-C, SIGTERM) ends with its summary, and with the option that goes on from there.
 
@@ -14,7 +14,8 @@ far, and a run that is stopped (Ctrl-C, SIGTERM) ends with its summary, and with
     python tools/fuzz.py some/folder --cases 5000 --first 1200  # the rest of a run that was stopped there
     python tools/fuzz.py --replay fuzz-failures/*.onnx
 
-Exit code 1 if any case ended in a traceback, took too long, or left files behind; a process killed from within onnx
+Exit code 1 if any case ended in a traceback, took too long (and longer than the file undamaged, which is tried then), or
+left files behind; a process killed from within onnx
 or ONNX Runtime is reported, and fails the run with --strict. Linux only (fork, pidfd, resource limits).
 """
 
@@ -49,12 +50,14 @@ INSPECT = ("inspect", "model.onnx")
 REPORT = ("report", "result.json", "out.html")
 OUTPUTS = {PRUNE: "out.onnx", REPORT: "out.html", INSPECT: None}
 FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER = "accepted", "refused", "traceback", "hang", "killed", "litter"
+SLOW = "slow"  # took too long, but so does the file that was damaged
 DEFECTS = (TRACEBACK, HANG, LITTER)
 TOLD = {
     TRACEBACK: "with a traceback",
     HANG: "over {:g} s",
     KILLED: "killed by a signal",
     LITTER: "with files left behind",
+    SLOW: "over {:g} s as the file takes undamaged",
 }
 """How the summary calls what the cases came to."""
 SMALL = 1 << 16  # bytes; files up to this size are damaged equally often
@@ -147,6 +150,10 @@ class Run:
         else:
             names, damaged = mutations.mutate(self.contents[one], self.contents[other], rng)
         outcome = attempt(damaged, self.limits, prune=rng.random() < self.options.prune, report=report)
+        if outcome.kind == HANG:
+            whole = attempt(self.contents[one], self.limits, prune=outcome.command == PRUNE[0], report=report)
+            if (whole.kind, whole.command) == (HANG, outcome.command):
+                outcome = Outcome(SLOW, outcome.command, f"so does {file.name} undamaged")
         self.counts[outcome.kind] += 1
         if outcome.kind not in (FINE, REFUSED):
             self.places[f"{outcome.kind}: {outcome.detail.splitlines()[-1] if outcome.detail else ''}"] += 1
@@ -161,18 +168,18 @@ class Run:
         seconds = time.monotonic() - self.started
         counted = ", ".join(
             f"{self.counts[kind]} {TOLD.get(kind, kind).format(self.limits.seconds)}"
-            for kind in (FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER)
+            for kind in (FINE, REFUSED, TRACEBACK, HANG, KILLED, LITTER, *([SLOW] if self.counts[SLOW] else []))
         )
         return (
-            f"{self.counts.total()} cases of {len(self.files)} files in {seconds:.0f} s, "
+            f"{self.counts.total()} cases of {len(self.files)} files, small ones more often, in {seconds:.0f} s, "
             f"seed {self.options.seed}: {counted}"
         )
 
     def summary(self) -> str:
         """The end of a run: what came of it, where it failed, and how to go on if a signal stopped it."""
         lines = [self.told(), *(f"  {count} × {place}" for place, count in self.places.most_common())]
-        if STOPPED:
-            left = self.options.first + self.options.cases - self.next
+        left = self.options.first + self.options.cases - self.next
+        if STOPPED and left:
             lines.append(
                 f"stopped by {signal.Signals(STOPPED[0]).name}: --first {self.next} --cases {left} goes on from here"
             )

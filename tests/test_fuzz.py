@@ -93,6 +93,12 @@ def broken():
         case b"loop":
             while True: pass
         case b"crash": os.kill(os.getpid(), signal.SIGSEGV)
+        case b"beside" if "prune" in sys.argv:
+            pathlib.Path("out.onnx").write_text("out.onnx.data")
+            pathlib.Path("out.onnx.data").touch()
+        case b"stray" if "prune" in sys.argv:
+            pathlib.Path("out.onnx").touch()
+            pathlib.Path("out.onnx.data").touch()
         case b"litter": pathlib.Path("out.onnx.tmp").touch()
         case b"hoard": bytearray(3 << 30)
         case b"" if "prune" in sys.argv: pathlib.Path("out.onnx").touch()
@@ -110,6 +116,7 @@ def test_every_kind_of_failure_is_seen_and_named(tmp_path: Path) -> None:
     kinds = {
         "bug": "traceback", "loop": "hang", "crash": "killed", "litter": "litter", "hoard": "traceback",
         "noise": "traceback", "refused": "refused", "": "accepted",
+        "beside": "accepted", "stray": "litter",
     }  # fmt: skip
     files = [tmp_path / f"{content}.onnx" for content in kinds]
     for file, content in zip(files, kinds, strict=True):

@@ -252,6 +252,14 @@ def foreign(model: Model) -> None:
 
 
 FLOAT = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
+
+
+def many_axes(model: onnx.ModelProto) -> None:
+    """A tensor inside has more than an array of NumPy can have."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1] + [1] * 70, np.int64), "long"))
+    model.graph.node.append(helper.make_node("Reshape", ["x", "long"], ["wide"]))
+
+
 MODELS: list[tuple[str, Change, str]] = [
     ("cycle", cycle, "damaged .its nodes form a cycle"),
     ("node that reads itself", loop, "damaged .its nodes form a cycle"),
@@ -306,6 +314,9 @@ MODELS: list[tuple[str, Change, str]] = [
     ("input of no elements", size(1, 3, 0, 8), "input 'x' of model.onnx has open sizes"),
     ("input of negative size", size(1, 3, -8, 8), "input 'x' of model.onnx has open sizes"),
     ("huge input", size(1, 3, 1 << 30, 1 << 30), "One item of the input 'x' of model.onnx has 3,458,764,513,820,540,928 elem"),
+    ("input of many axes", size(*[1] * 70), "damaged .a tensor has 70 axes, where 32 are the most"),
+    ("weights of many axes", lambda m: m.graph.initializer[0].dims.extend([1] * 70), "'t0' has 74 axes, where 32 are the"),
+    ("many axes inside", many_axes, "model.onnx: its tensor 'wide' has 71 axes, where 32 are the most"),
     ("input of sequences", typed(helper.make_sequence_type_proto(FLOAT)), "input 'x' is no tensor"),
     ("input of maps", typed(helper.make_map_type_proto(TensorProto.INT64, FLOAT)), "input 'x' is no tensor"),
     ("optional input", typed(helper.make_optional_type_proto(FLOAT)), "input 'x' is no tensor"),

@@ -203,6 +203,22 @@ def test_a_pruned_file_tells_other_commands_what_it_is_fed_with(folder: Path) ->
     assert one["outputs"] == other["outputs"]
 
 
+def test_inspect_takes_shapes_from_a_pruned_file_and_leaves_out_the_data(folder: Path) -> None:
+    net = small_models.Net()
+    x = net.relu(net.conv(net.input("x", ("N", 3, "H", "W")), 3, 8, name="conv1"))
+    onnx.save(net.model(net.head(net.relu(net.conv(x, 8, 8, name="conv2")), 8)), "open.onnx")
+    shape = ("--shape", "x:1,3,8,8", "--mean", "0.5", "--resize", "8")
+    outcome = run("prune", "open.onnx", "one.onnx", "--data", "data.npz", "--keep", "0.5", *shape)
+    assert outcome.exit_code == 0, outcome.output
+    assert "has open sizes" in error_line(run("inspect", "one.onnx"))
+    Path("saved.toml").write_text(stored("one.onnx"), encoding="utf-8")
+    for file in ("one.onnx", "saved.toml"):
+        outcome = run("inspect", "one.onnx", "--config", file)
+        assert outcome.exit_code == 0, outcome.output
+    Path("saved.toml").write_text("data = 'data.npz'\n[inspect]\ndata = 'data.npz'\n", encoding="utf-8")
+    assert "[inspect] data is no option of inspect" in error_line(run("inspect", "one.onnx", "--config", "saved.toml"))
+
+
 def test_python_stores_what_was_asked_for_too(folder: Path) -> None:
     result = thinet_onnx.prune("net.onnx", Path("data.npz"), keep=0.5, mean=(0.5,), output="one.onnx")
     assert stored("one.onnx") == result.report.config

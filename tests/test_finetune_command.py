@@ -15,7 +15,10 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: the comma
 from graphs import Build  # noqa: E402
 
 import thinet_onnx  # noqa: E402
-from thinet_onnx import cli  # noqa: E402
+from thinet_onnx import cli, rounds  # noqa: E402
+from thinet_onnx.errors import ThinetError  # noqa: E402
+from thinet_onnx.options import PruneOptions  # noqa: E402
+from thinet_onnx.training.options import FinetuneOptions  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,6 +133,57 @@ def test_prune_trains_as_well(folder: Path) -> None:
         assert words in line(run(*common, *extra))
     noise = ("prune", "original.onnx", "--random-data", "--finetune-epochs", "1")
     assert "noise teaches nothing" in line(run(*noise))
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("it pruned")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("loss=gone.py:f", "--loss gone.py:f: there is no such script; write script.py:function."),
+        ("loss=own.py:g", "--loss own.py:g: own.py has no function 'g'."),
+        ("loss=broken.py:f", "--loss broken.py:f: broken.py failed with ZeroDivisionError: division by zero"),
+        ("device=mps", "--device mps: PyTorch finds none here; use --device auto, or cpu."),
+        ("trainable-from=nobody", "--trainable-from nobody: the model has no node or tensor of this name."),
+        ("label-weight=1", "Labels are to be learned, but there are none in 40 rows of bare.npz: leave"),
+    ],
+)
+@pytest.mark.parametrize("how", ["--finetune-epochs", "--finetune-per-layer"])
+def test_prune_refuses_to_train_before_it_prunes(
+    folder: Path, how: str, options: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("thinet_onnx.pipeline.prune", never)
+    Path("own.py").write_text("def f(outputs, batch): ...\n", encoding="utf-8")
+    Path("broken.py").write_text("1 / 0\n", encoding="utf-8")
+    np.savez("bare.npz", **{name: array for name, array in np.load("data.npz").items() if name != "labels"})
+    before = sorted(path.name for path in folder.glob("*.*"))
+    arguments = ("prune", "original.onnx", "--data", "bare.npz", "--keep", "0.5", how, "1", "--finetune", options)
+    assert words in line(run(*arguments))
+    assert sorted(path.name for path in folder.glob("*.*")) == before
+
+
+def test_labels_that_are_no_classes_are_refused_before_pruning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinet_onnx.pipeline.prune", never)
+    arrays = dict(np.load("data.npz"))
+    np.savez("data.npz", **{**arrays, "labels": arrays["labels"] + 40})
+    common = ("prune", "original.onnx", "--data", "data.npz", "--keep", "0.5", "--finetune-epochs", "1")
+    assert "number them from 0" in line(run(*common, "--finetune", "label-weight=1"))
+
+
+def test_outputs_and_tensors_that_arent_there_are_refused_before_pruning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinet_onnx.pipeline.prune", never)
+    for options, words in (
+        ({"output_weights": {"nobody": 1.0}}, "the network has no output 'nobody'"),
+        ({"feature_weight": 1.0, "features": ("nobody",)}, "has no tensor 'nobody'"),
+    ):
+        schedule = rounds.Schedule(1, 0, FinetuneOptions(**options))
+        with pytest.raises(ThinetError, match=words):
+            rounds.prune("original.onnx", "data.npz", PruneOptions(keep=0.5), schedule)
 
 
 def test_torch_modules_from_paths(folder: Path) -> None:

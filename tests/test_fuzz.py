@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,10 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     onnx.save(small_models.plain(), tmp_path / "plain.onnx")
     onnx.save(small_models.residual(), tmp_path / "residual.onnx")
     failed = tmp_path / "failed"
-    told = run(str(tmp_path), "--cases", "40", "--seed", "1", "--prune", "0.1", "--save", str(failed), "--strict")
+    told = run(str(tmp_path), "--cases", "40", "--seed", "2", "--prune", "0.1", "--save", str(failed), "--strict")
     found = re.fullmatch(
-        r"40 cases of 2 files in \d+ s, seed 1: (\d+) accepted, (\d+) refused, 0 with a traceback, 0 over 30 s, "
+        r"40 cases of 2 files, small ones more often, in \d+ s, seed 2: (\d+) accepted, (\d+) refused, "
+        r"0 with a traceback, 0 over 30 s, "
         r"0 killed by a signal, 0 with files left behind\n",
         told,
     )
@@ -57,7 +59,7 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
 def test_it_ends_when_its_time_is_up(tmp_path: Path) -> None:
     onnx.save(small_models.plain(), tmp_path / "plain.onnx")
     assert run(str(tmp_path), "--cases", "5000", "--minutes", "0").startswith(
-        "0 cases of 1 files in 0 s, seed 0: 0 accepted"
+        "0 cases of 1 files, small ones more often, in 0 s, seed 0: 0 accepted"
     )
 
 
@@ -75,10 +77,15 @@ def test_damaged_reports_are_for_the_command_report(tmp_path: Path, mutations: M
     assert sum(damaged != whole for _, damaged in cases) > 50
 
 
-BROKEN = """
+IMPORTED = """
 import os, pathlib, signal, sys, time
 sys.path.insert(0, {tools!r})
 import fuzz
+"""
+
+BROKEN = (
+    IMPORTED
+    + """
 
 def broken():
     match pathlib.Path("model.onnx").read_bytes():
@@ -86,6 +93,12 @@ def broken():
         case b"loop":
             while True: pass
         case b"crash": os.kill(os.getpid(), signal.SIGSEGV)
+        case b"beside" if "prune" in sys.argv:
+            pathlib.Path("out.onnx").write_text("out.onnx.data")
+            pathlib.Path("out.onnx.data").touch()
+        case b"stray" if "prune" in sys.argv:
+            pathlib.Path("out.onnx").touch()
+            pathlib.Path("out.onnx.data").touch()
         case b"litter": pathlib.Path("out.onnx.tmp").touch()
         case b"hoard": bytearray(3 << 30)
         case b"" if "prune" in sys.argv: pathlib.Path("out.onnx").touch()
@@ -96,12 +109,14 @@ fuzz.cli.main = broken
 sys.argv = ["fuzz", "--replay", "--timeout", "1", "--memory", "500", *sys.argv[1:]]
 sys.exit(fuzz.main())
 """
+)
 
 
 def test_every_kind_of_failure_is_seen_and_named(tmp_path: Path) -> None:
     kinds = {
         "bug": "traceback", "loop": "hang", "crash": "killed", "litter": "litter", "hoard": "traceback",
         "noise": "traceback", "refused": "refused", "": "accepted",
+        "beside": "accepted", "stray": "litter",
     }  # fmt: skip
     files = [tmp_path / f"{content}.onnx" for content in kinds]
     for file, content in zip(files, kinds, strict=True):
@@ -140,3 +155,72 @@ def test_most_damage_is_done_outside_of_weights(mutations: ModuleType) -> None:
         for place in (mutations._place(whole, rng) for _ in range(500))
     ]
     assert np.mean(hits) < 0.2
+
+
+def test_small_files_are_damaged_more_often(tmp_path: Path) -> None:
+    whole = small_models.plain().SerializeToString()
+    (tmp_path / "small.onnx").write_bytes(whole)
+    (tmp_path / "large.onnx").write_bytes(whole + bytes(4 << 20))
+    code = (
+        IMPORTED.format(tools=str(TOOL.parent))
+        + "fuzz.sys.argv[1:] = sys.argv[1:]\n"
+        + (
+            "run = fuzz.Run(fuzz._arguments(), fuzz.Limits(1, 1))\n"
+            "print([file.name for file in run.files], [round(float(share), 2) for share in run.shares])\n"
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout == "['small.onnx', 'large.onnx'] [0.89, 0.11]\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_what_it_did_and_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    onnx.save(small_models.plain(), tmp_path / "plain.onnx")
+    command = [sys.executable, TOOL, tmp_path / "plain.onnx", "--cases", "100000", "--first", "7", "--prune", "0"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert run.stdout is not None
+    progress = run.stdout.readline()
+    assert re.fullmatch(
+        r"… 100 cases of 1 files, small ones more often, in \d+ s, seed 0: \d+ accepted, .* 0 with files left behind\n",
+        progress,
+    )
+    run.send_signal(number)
+    told, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors) == (128 + number, "")
+    *_, summary, stopped = told.splitlines()
+    count = int(summary.split()[0])
+    assert count >= 100
+    assert re.match(rf"{count} cases of 1 files, small ones more often, in \d+ s, seed 0: ", summary)
+    assert stopped == f"stopped by {number.name}: --first {7 + count} --cases {100000 - count} goes on from here"
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.onnx"]
+
+
+@pytest.mark.parametrize(("slow_before", "told"), [(True, "0 over 1 s"), (False, "1 over 1 s")])
+def test_what_is_slow_undamaged_is_no_hang(tmp_path: Path, slow_before: bool, told: str) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"whole")
+    code = IMPORTED.format(tools=str(TOOL.parent)) + (
+        "def slow():\n"
+        f"    while {slow_before} or pathlib.Path('model.onnx').read_bytes() == b'damaged': pass\n"
+        "fuzz.cli.main, fuzz._warm_up = slow, lambda: None\n"
+        "fuzz.mutations.mutate = lambda *_: ('damage', b'damaged')\n"
+        "sys.argv = ['fuzz', sys.argv[1], '--timeout', '1', '--cases', '1', '--save', sys.argv[1]]\n"
+        "sys.exit(fuzz.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0 if slow_before else 1, "")
+    assert told in done.stdout
+    assert ("1 over 1 s as the file takes undamaged" in done.stdout) == slow_before
+    assert ("so does net.onnx undamaged" in done.stdout) == slow_before
+
+
+def test_a_fault_of_the_fuzzer_itself_ends_with_a_summary_too(tmp_path: Path) -> None:
+    onnx.save(small_models.plain(), tmp_path / "plain.onnx")
+    code = IMPORTED.format(tools=str(TOOL.parent)) + (
+        "fuzz.mutations.mutate = lambda *_: 1 / 0\nsys.exit(fuzz.main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "plain.onnx"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("0 cases of 1 files, small ones more often, in ")
+    assert "ZeroDivisionError" in done.stderr

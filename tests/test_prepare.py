@@ -1,5 +1,7 @@
 """Models in the form that is cut: computed weights folded, files from before operator sets renewed."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -121,6 +123,30 @@ def test_a_file_without_operator_sets_is_renewed() -> None:
     analysis = analysed(setting.model, feed)
     assert analysis.removable == 8
     holds(setting.model, analysis, random_kept(analysis, 0), feed)
+
+
+def of_another_type(node: onnx.NodeProto, name: str) -> None:
+    attribute = next(entry for entry in node.attribute if entry.name == name)
+    attribute.CopyFrom(helper.make_attribute(name, [1.5, 2.5]))
+
+
+@pytest.mark.parametrize(
+    ("place", "damage", "words"),
+    [
+        (1, lambda node: of_another_type(node, "axis"), "its attribute 'axis' is not what Add 's' has to have"),
+        (1, lambda node: of_another_type(node, "broadcast"), "its attribute 'broadcast' is not what Add 's' has to have"),
+        (1, lambda node: node.input.pop(), "the number of its operands is not what Add 's' has to have"),
+        (1, lambda node: node.output.pop(), "the number of its outputs is not what Add 'Add' has to have"),
+        (2, lambda node: node.output.pop(), "the number of its outputs is not what Relu 'Relu' has to have"),
+        (4, lambda node: of_another_type(node, "shape"), "its attribute 'shape' is not what Reshape 'y' has to have"),
+        (4, lambda node: node.output.pop(), "the number of its outputs is not what Reshape 'Reshape' has to have"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_without_operator_sets_is_refused(place: int, damage: Any, words: str) -> None:
+    model, _ = ancient()
+    damage(model.graph.node[place])
+    with pytest.raises(ModelError, match=rf"^the model is damaged \({words}\); export or copy it again\.$"):
+        prepare(model)
 
 
 def test_an_operator_that_changed_since_is_named() -> None:

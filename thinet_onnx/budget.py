@@ -4,7 +4,7 @@ One constrained choice over all groups: the least total error, each group's erro
 output moves with it, for the MACs (or parameters) asked for. Costs are exact and bilinear in neighbouring groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from thinet_onnx.cost import Cost
 from thinet_onnx.errors import TargetError
 
+NOTHING = 1e-8  # of a layer's output energy: an error below it, as dead channels leave it, is rounding
 _ROUNDING = 1 + 1e-9  # of sums of floats
 _WIDE = 64  # from this many channels on, widths are multiples of 8
 
@@ -22,6 +23,24 @@ class Curve:
     """What removing channels of one group costs: `error[k]` when k of them are gone (error[0] = 0), weighed for the sum."""
 
     error: NDArray[np.float64]
+
+
+def held_out(error: NDArray[np.float64], held: Mapping[int, float], nothing: float) -> NDArray[np.float64]:
+    """An error curve (at 1, 2, … units gone) after what was measured on the batches kept apart.
+
+    Args:
+        error: the curve on the batches that were fitted.
+        held: the error on the others for some numbers of units gone, in ascending order.
+        nothing: up to here an error is rounding.
+    """
+    widths = np.arange(1, len(error) + 1)
+    ratios = {gone: found / float(error[gone - 1]) for gone, found in sorted(held.items()) if error[gone - 1] > nothing}
+    drawn = error * np.interp(widths, list(ratios), list(ratios.values())) if ratios else error.copy()
+    dead = {gone: found for gone, found in sorted(held.items()) if gone not in ratios}
+    if dead:
+        flat = error <= nothing
+        drawn[flat] = np.interp(widths[flat], [0, *dead], [0.0, *dead.values()])
+    return drawn
 
 
 def default_step(size: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinet_onnx import reconstruct, select
+from thinet_onnx import budget, reconstruct, select
 from thinet_onnx.consumers import Consumer, unit_offsets
 from thinet_onnx.groups import Analysis, Group
 from thinet_onnx.labels import Ids
@@ -214,16 +214,20 @@ class Chooser:
             if refitted:
                 error = error + select.elimination(self._readers(group, refitted), size, RIDGE, order)[1]
         if full and all(view.check for view in own):
-            error *= self._honesty(group, own, order, error)
+            error = self._honest(group, own, order, error)
         return order, np.concatenate([[0.0], np.maximum.accumulate(np.maximum(error, 0))])
 
-    def _honesty(self, group: int, views: list[View], order: Ids, error: Doubles) -> Doubles:
-        """By how much the error at each width is larger on images that weren't fitted, refitted in full."""
+    def _honest(self, group: int, views: list[View], order: Ids, error: Doubles) -> Doubles:
+        """The error at each width on images that weren't fitted, refitted in full: measured at some, drawn in between.
+
+        What is drawn is by how much it is larger than on the others. Where that is a ratio to nothing, because all that went
+        is dead there, the error itself is drawn, and takes no part in the ratios of other widths.
+        """
         size = len(order)
         most = max(view.consumer.columns for view in views)
         steps = _FEW_STEPS if most >= _MANY_COLUMNS else range(1, 8)
         gone = sorted({min(max(size * step // 8, 1), size) for step in steps}, key=lambda count: abs(count - size // 2))
-        ratios: dict[int, float] = {}
+        found_at: dict[int, float] = {}
         middle: dict[int, Solved] = {}
         for count in gone:  # half of the group first, where the ridge is searched for in any case
             kept = {group: np.sort(order[count:])}
@@ -237,12 +241,11 @@ class Chooser:
                     middle.setdefault(place, solved)
                     found = solved.error
                 held += found / view.energy
-            ratios[count] = held / max(float(error[count - 1]), 1e-12)
+            found_at[count] = held
         for place, view in enumerate(views):
             view.solved = middle[place]
             self.ridges[view.consumer] = middle[place].ridge
-        counts = sorted(ratios)
-        return np.interp(np.arange(1, size + 1), counts, [ratios[count] for count in counts])
+        return budget.held_out(error, found_at, budget.NOTHING * len(views))
 
     def _weight_sum(self, group: Group) -> Doubles:
         """Sum of absolute weights of the filters that make each unit."""

@@ -20,6 +20,10 @@ KEY = "thinet_onnx.config"
 """The entry of a pruned file's metadata that holds it."""
 
 
+FED = ("data", "shape", "mean", "std", "scale", "resize", "layout")
+"""What a network is fed with: these options may stand at the top for every command, whether it takes data or not."""
+
+
 def of_prune(options: PruneOptions, pixels: "Preprocess", data: object, asked: Mapping[str, Any]) -> str:
     """The configuration of a run of `prune`.
 

@@ -15,6 +15,11 @@ _FIELDS = {
 }  # fmt: skip
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Greater", "Less", "Equal", "Gemm"})
 _OBSOLETE = {"consumed_inputs", "is_test", "broadcast", "axis"}
+_READ = {
+    "broadcast": AttributeProto.INT,
+    "axis": AttributeProto.INT,
+    "shape": AttributeProto.INTS,
+}  # of those, and Reshape
 
 
 def renewed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -28,7 +33,7 @@ def renewed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         name: what messages call it.
 
     Raises:
-        ModelError: an operator changed in a way that isn't one of these.
+        ModelError: an operator changed in a way that isn't one of these, or one of them isn't what it has to be.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -42,6 +47,7 @@ def renewed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             if not attribute.type:
                 attribute.type = _kind(attribute)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        _check(node, name)
         if node.op_type in _BROADCASTING:
             _align(result, node, attributes, ranks, taken)
             _drop(node, _OBSOLETE)
@@ -64,6 +70,22 @@ def renewed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             "export it again with a newer exporter."
         ) from None
     return result
+
+
+def _check(node: onnx.NodeProto, name: str) -> None:
+    """Refuse a node that can't be rewritten: attributes of another type, operands or an output that are missing."""
+    odd, operands = list[str](), 2 if node.op_type in _BROADCASTING else int(node.op_type == "Reshape")
+    if operands:
+        odd += [f"its attribute {a.name!r}" for a in node.attribute if a.type != _READ.get(a.name, a.type)]
+    if len(node.input) < operands:
+        odd.append("the number of its operands")
+    if not node.output:
+        odd.append("the number of its outputs")
+    if odd:
+        title = node.name or next(iter(node.output), node.op_type)
+        raise ModelError(
+            f"{name} is damaged ({odd[0]} is not what {node.op_type} {title!r} has to have); export or copy it again."
+        )
 
 
 def _kind(attribute: onnx.AttributeProto) -> int:

@@ -80,6 +80,7 @@ def prune(
         )
     setting = open_model(model, options.shapes)
     full = open_data(data, setting, preprocess or sources.Preprocess(), None, options.seed)
+    tuning.check(setting.model, full, schedule.options)
     some, rows = sources.sampled(full, options.samples, options.seed)
     work = partial(_work, trainer=_Trainer(full, rows, schedule, storage.state))
     return pipeline.prune(

@@ -19,6 +19,7 @@ from thinet_onnx.errors import ModelError
 _ATTRIBUTES = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
 _HOLDERS = {AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g", AttributeProto.SPARSE_TENSOR: "sparse_tensor"}
 _MOST = 1 << 40  # elements that a tensor may declare; a size beyond is a damaged one
+MOST_AXES = 32  # of a tensor: NumPy's bound before 2.0
 _MOST_NODES = 1_000_000  # of a graph with its functions inlined
 
 
@@ -46,6 +47,9 @@ def _damage(model: onnx.ModelProto) -> str | None:
         complaint = None
         if isinstance(message, onnx.TensorProto):
             complaint = _tensor(message)
+        elif isinstance(message, onnx.TensorShapeProto):
+            axes = len(message.dim)
+            complaint = f"a tensor has {axes} axes, where {MOST_AXES} are the most" if axes > MOST_AXES else None
         elif isinstance(message, onnx.AttributeProto):
             complaint = _attribute(message) if typed else None
         elif isinstance(message, onnx.NodeProto):
@@ -58,6 +62,8 @@ def _damage(model: onnx.ModelProto) -> str | None:
 def _tensor(tensor: onnx.TensorProto) -> str | None:
     if tensor.data_type not in TensorProto.DataType.values() or not tensor.data_type:
         return f"the tensor {tensor.name!r} has the data type {tensor.data_type}, which ONNX doesn't know"
+    if len(tensor.dims) > MOST_AXES:
+        return f"the tensor {tensor.name!r} has {len(tensor.dims)} axes, where {MOST_AXES} are the most"
     sizes = "×".join(map(str, tensor.dims)) or "1"
     if min(tensor.dims, default=0) < 0 or max(protos.elements(tensor), *tensor.dims, 0) > _MOST:
         return f"the tensor {tensor.name!r} has the shape {sizes}"

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from thinet_onnx import runtime, surgery, verify
+from thinet_onnx.budget import NOTHING
 from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
@@ -26,7 +27,7 @@ Run = Callable[[list[Refit], Sequence[int]], Answers]
 """The graph's outputs with some weights replaced, for some of this process's calibration batches."""
 
 _MOST_IMAGES, _LEAST_IMAGES = 256, 8
-_SHARES = (0.5,)  # of a group that is removed
+_SHARES = (0.5,)  # of a group that is removed; of its channels that aren't dead, which all go first
 _FAR = 1e6  # stands for a distance that isn't a number
 
 
@@ -101,8 +102,10 @@ class Trial:
         order, errors = self._chooser.curve(group, views)
         entry = self._chooser.analysis.groups[group]
         readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
+        dead = int(np.sum(errors[1:] <= NOTHING * len(readers)))
+        tried = {dead + round((entry.size - dead) * share) for share in _SHARES}
         cuts = {}
-        for gone in sorted({min(max(round(entry.size * share), 1), entry.size - entry.floor) for share in _SHARES}):
+        for gone in sorted({min(max(count, 1), entry.size - entry.floor) for count in tried}):
             kept = {group: np.sort(order[gone:])}
             cuts[gone] = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
         return errors, cuts

@@ -19,7 +19,7 @@ from thinet_onnx.setting import Data, Setting, open_data, open_model
 from thinet_onnx.summary import versions
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult, Validation
 
-__all__ = ["FinetuneOptions", "FinetuneResult", "Validation", "finetune", "need_torch", "report", "score"]
+__all__ = ["FinetuneOptions", "FinetuneResult", "Validation", "check", "finetune", "need_torch", "report", "score"]
 
 Model = onnx.ModelProto | str | os.PathLike[str]
 
@@ -31,6 +31,13 @@ def need_torch() -> None:
     """Raise OptionError where PyTorch is missing: better known before a long run than after it."""
     if importlib.util.find_spec("torch") is None:
         raise OptionError("Fine-tuning needs PyTorch, which is not installed: pip install 'thinet-onnx[finetune]'.")
+
+
+def check(original: onnx.ModelProto, data: Source, options: FinetuneOptions) -> None:
+    """Refuse, before a run prunes, what training would refuse after it; see `training.start.check`."""
+    from thinet_onnx.training import start  # noqa: PLC0415
+
+    start.check(original, data, options)
 
 
 def finetune(

@@ -283,8 +283,9 @@ def _damage_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> None:
 def _name(model: onnx.ModelProto, rng: np.random.Generator) -> None:
     """A tensor gets the name of another one, or none, or an odd one."""
     graph = model.graph
-    names = [name for node in graph.node for name in (*node.input, *node.output)]
-    new = str(_pick((*rng.choice(names or [""], 5).tolist(), "", "nowhere", "é" * 300, "a\nb\x1b[31m"), rng))
+    names = [name for node in graph.node for name in (*node.input, *node.output)] or [""]
+    some = [names[index] for index in rng.integers(len(names), size=5)]  # no array: one name may be megabytes long
+    new = str(_pick((*some, "", "nowhere", "é" * 300, "a\nb\x1b[31m"), rng))
     way = int(rng.integers(4))
     if way == 0:
         node = _pick((node for node in graph.node if node.input), rng)

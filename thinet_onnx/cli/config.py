@@ -122,13 +122,15 @@ class File:
     def arguments(self, command: str, known: Mapping[str, Option], commands: Sequence[str]) -> dict[str, list[str]]:
         """Arguments by the name of the option: of the top of the file, and then of the command's own table.
 
+        What a network is fed with is left out where the command takes no data, such as `inspect`.
+
         Raises OptionError for a name that isn't an option's, and for a value of another kind.
         """
         tables = {name for name, value in self.values.items() if name in commands and isinstance(value, dict)}
         found = {}
         for place, values in (("", self.values), (f"[{command}] ", self.values[command] if command in tables else {})):
             for name, value in values.items():
-                if place or name not in tables:
+                if place or (name not in tables and (name in known or name not in config.FED)):
                     found[name] = self._option(f"{place}{name}", value, command, known.get(name), [*known])
         return found
 

@@ -134,10 +134,7 @@ class Objective:
     def __init__(
         self, options: FinetuneOptions, places: Sequence[Source], features: Sequence[str], seen: Tensors
     ) -> None:
-        outputs = [place.output for place in places]
-        for name in options.output_weights:
-            if name not in outputs:
-                raise OptionError(f"--output-weight: the network has no output {name!r}; it has {', '.join(outputs)}.")
+        check_outputs(options, [place.output for place in places])
         weighed = [options.distill * options.output_weights.get(place.output, 1.0) for place in places]
         self._temperature = options.temperature
         self._outputs = [_term(p, seen[p.tensor], w) for p, w in zip(places, weighed, strict=True)]
@@ -256,6 +253,17 @@ def shared_features(
     ]  # fmt: skip
     picks = sorted({round((place + 1) * (len(found) - 1) / count) for place in range(count)}) if found else []
     return [found[place] for place in picks]
+
+
+def check_outputs(options: FinetuneOptions, outputs: Sequence[str]) -> None:
+    """Refuse weights of outputs that the network doesn't have.
+
+    Raises:
+        OptionError: one is missing.
+    """
+    for name in options.output_weights:
+        if name not in outputs:
+            raise OptionError(f"--output-weight: the network has no output {name!r}; it has {', '.join(outputs)}.")
 
 
 def check_features(names: Sequence[str], graph: Graph) -> None:

@@ -20,7 +20,7 @@ from thinet_onnx.torch_twin.convert import readable
 from thinet_onnx.training.checkpoints import Folder, fingerprint
 from thinet_onnx.training.feeding import Feeding, variation
 from thinet_onnx.training.loop import Loop
-from thinet_onnx.training.losses import Objective, check_features, shared_features, sources
+from thinet_onnx.training.losses import Objective, check_features, check_outputs, shared_features, sources, user_loss
 from thinet_onnx.training.networks import Network, Teacher, Tensors, works_together
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
 from thinet_onnx.training.processes import Processes, find_device, has_short
@@ -41,10 +41,8 @@ def run(
     pruned, teacher = readable(pruned), readable(teacher)
     cut = find_cut(Graph(pruned), options.trainable_from)
     rows, held = _divided(data, options, held)
-    if options.label_weight and data.labels is None:
-        raise OptionError(
-            f"Labels are to be learned, but there are none in {data.description}: leave --label-weight out."
-        )
+    if options.label_weight:
+        _need_labels(data)
     _compare(pruned, cut, data, held[0])
     if options.label_weight:
         check_labels(pruned, data)
@@ -73,6 +71,33 @@ def run(
         verify.fidelity(names, expected, before), verify.fidelity(names, expected, after), tuple(held), apart, cut.left_out,
         time.perf_counter() - started,
     )  # fmt: skip
+
+
+def check(original: onnx.ModelProto, data: Source, options: FinetuneOptions) -> None:
+    """Refuse what is known to fail before there is a pruned network: a run that prunes first shouldn't tell at its end.
+
+    Raises:
+        OptionError: the device isn't here, the user's loss can't be loaded, or an output or labels aren't there.
+        ModelError: no weight can be trained, or there is no such node or tensor.
+        DataError: the labels are no classes of the network.
+    """
+    find_device(options.device)
+    if options.loss:
+        user_loss(options.loss)
+    original = readable(original)
+    graph = Graph(original)
+    check_outputs(options, [place.output for place in sources(graph, find_cut(graph, options.trainable_from))])
+    check_features(options.features, graph)
+    if options.label_weight:
+        _need_labels(data)
+        check_labels(original, data)
+
+
+def _need_labels(data: Source) -> None:
+    if data.labels is None:
+        raise OptionError(
+            f"Labels are to be learned, but there are none in {data.description}: leave --label-weight out."
+        )
 
 
 def _divided(data: Source, options: FinetuneOptions, held: Sequence[int] | None) -> tuple[list[int], list[int]]:

@@ -110,6 +110,12 @@ class TestTargets:
         assert not report.target_met
         assert any("macs=70%" in warning and "round-to" in warning for warning in report.warnings)
 
+    def test_answers_that_are_far_off_are_warned_of_though_the_target_is_reached(self) -> None:
+        report = small(keep=0.1, scope="all", reconstruct="none").report
+        assert report.target_met
+        assert max(row.relative_error for row in report.fidelity) > 0.5
+        assert any("far from the original's" in warning for warning in report.warnings)
+
     @pytest.mark.parametrize("round_to", [1, 3, 4])
     def test_widths_are_multiples(self, round_to: int) -> None:
         widths = [after for before, after in cut(small(round_to=round_to)).values() if after < before]

@@ -84,6 +84,15 @@ FILES: list[tuple[str, Make, str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("name", "tool"), [("net.pt", "torch.onnx.export"), ("NET.PTH", "torch.onnx.export"), ("net.tflite", "tf2onnx")]
+)
+def test_files_of_other_frameworks_are_told_how_to_become_onnx(here: Path, name: str, tool: str) -> None:
+    (here / name).write_bytes(packed("zip"))
+    for command in (["inspect", name], ["prune", name, "--random-data"]):
+        assert f"{name} is not an ONNX file or is truncated; export the network with {tool} first" in run(*command)
+
+
 def refused(folder: Path, *arguments: str) -> str:
     """The message of a command that leaves everything in the folder as it is."""
     before = listing(folder)

@@ -253,7 +253,7 @@ REQUESTS: list[tuple[str, list[str], list[str]]] = [
     ("output is the model", ["net.onnx", "net.onnx", *FINE], ["OUTPUT", "MODEL", "net.onnx"]),
     ("json's folder missing", ["net.onnx", *FINE, "--json", "nowhere/r.json"], ["nowhere/r.json", "no folder nowhere"]),
     ("open sizes, random", ["open.onnx", "--random-data"], ["open.onnx", "'x'", "--shape x:1,3,224,224"]),
-    ("open sizes, images", ["open.onnx", "--data", "images"], ["images", "'x'", "--shape"]),
+    ("open sizes, images", ["open.onnx", "--data", "images"], ["images", "'x'", "--shape", "--resize 224x224"]),
     ("no such input", ["net.onnx", *FINE, "--shape", "y:1,3,8,8"], ["--shape", "y", "x"]),
     ("other size", ["net.onnx", *FINE, "--shape", "x:1,3,9,8"], ["--shape", "x:1,3,9,8", "x:?,3,8,8"]),
     ("other rank", ["net.onnx", *FINE, "--shape", "x:1,3"], ["--shape", "x:1,3", "x:?,3,8,8"]),

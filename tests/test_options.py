@@ -56,6 +56,12 @@ def test_shares_that_leave_nothing_to_do(text: str) -> None:
         Target.parse(text)
 
 
+@pytest.mark.parametrize(("text", "meant"), [("macs=50", "macs=50%"), ("params=12.5", "params=12.5%")])
+def test_a_share_without_its_sign(text: str, meant: str) -> None:
+    with pytest.raises(OptionError, match=f"write {meant} for a share"):
+        Target.parse(text)
+
+
 def test_shapes() -> None:
     assert parse_shapes([]) == {}
     assert parse_shapes(["x:1,3,224,224", "b:0:2x8", "n:7"]) == {"x": (1, 3, 224, 224), "b:0": (2, 8), "n": (7,)}

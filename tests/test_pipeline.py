@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import thinet_onnx
 from thinet_onnx import cli, consumers, data, pipeline
 from thinet_onnx.errors import DataError, NothingToPruneError, OptionError, TargetError
-from thinet_onnx.options import METHODS, RECONSTRUCTIONS, PruneOptions
+from thinet_onnx.options import METHODS, RECONSTRUCTIONS, PruneOptions, Silent, Target
 from thinet_onnx.pipeline import PruneResult
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -110,11 +110,29 @@ class TestTargets:
         assert not report.target_met
         assert any("macs=70%" in warning and "round-to" in warning for warning in report.warnings)
 
+    def test_answers_that_are_far_off_are_warned_of_though_the_target_is_reached(self) -> None:
+        report = small(keep=0.1, scope="all", reconstruct="none").report
+        assert report.target_met
+        assert max(row.relative_error for row in report.fidelity) > 0.5
+        assert any("far from the original's" in warning for warning in report.warnings)
+
     @pytest.mark.parametrize("round_to", [1, 3, 4])
     def test_widths_are_multiples(self, round_to: int) -> None:
         widths = [after for before, after in cut(small(round_to=round_to)).values() if after < before]
         assert widths
         assert all(width % round_to == 0 for width in widths)
+
+    def test_a_target_out_of_reach_is_refused_before_the_data_are_looked_at(self) -> None:
+        stages: list[str] = []
+
+        class Listening(Silent):
+            def start(self, stage: str, total: int) -> None:
+                stages.append(stage)
+
+        with pytest.raises(TargetError, match="narrowest"):
+            options = PruneOptions(target=Target.parse("macs=1%"))
+            pipeline.prune(small_models.residual(), images(), options, progress=Listening())
+        assert "Observing the original" not in stages
 
     def test_a_target_out_of_reach_is_refused_with_what_is_there(self) -> None:
         with pytest.raises(TargetError, match=r"narrowest [\d,]+ (MACs|parameters) remain"):
@@ -532,6 +550,8 @@ class TestInspect:
         assert inner.macs == found.macs == 64 * 9 * (3 * 8 + 4 * 8 * 12) + 8 * 5
         assert inner.macs_removable == 64 * 9 * 4 * 8 * 12  # both branches may vanish
         assert inner.macs_removable < found.macs_removable
+        for one in (found, inner):
+            assert (one.removable_inner, one.macs_inner) == (inner.removable, inner.macs_removable)
 
     @pytest.mark.parametrize("name", ["resnet", "vgg"])
     def test_path_and_proto_agree(self, name: str) -> None:

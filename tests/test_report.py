@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from thinet_onnx import report, wording
+from thinet_onnx import report, summary, tables, wording
 from thinet_onnx.errors import OutputError
 from thinet_onnx.plan import ConsumerCut, GroupCut, IntEdit, PrunePlan, TensorCut
 from thinet_onnx.result import Accuracy, Fidelity, GroupRow, Inspection, Latency, NotPruned, Report, Size
@@ -130,6 +130,20 @@ def test_a_narrow_console_loses_no_name() -> None:
     assert "…" not in "".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("/blocks.0/project_conv/Conv", 40, ["/blocks.0/project_conv/Conv"]),
+        ("/blocks.0/project_conv/Conv", 26, ["/blocks.0/project_conv/", "  Conv"]),
+        ("/blocks.0/project_conv/Conv", 8, ["/blocks.", "0/projec", "t_conv/", "Conv"]),
+        ("a_name_without_any_place", 14, ["a_name_without", "  _any_place"]),
+        ("名前/名前/名前", 10, ["名前/名前/", "名前"]),
+    ],
+)
+def test_names_are_folded_behind_separators(name: str, width: int, lines: list[str]) -> None:
+    assert tables.fold(name, width) == lines
+
+
 def test_many_reasons_are_cut_short_after_a_run_but_not_by_inspect() -> None:
     frozen = tuple(NotPruned(f"node{i}", i, f"reason {i}") for i in range(1, 21))
     after_run = "\n".join(rendered(dataclasses.replace(REPORT, not_pruned=frozen), 80))
@@ -160,6 +174,22 @@ def test_the_figures_of_an_inspection(width: int) -> None:
     assert row(lines, "conv[1]") == ["conv[1]", "conv2", "48", "12.3 M"]
     assert row(lines, "a") == ["a", "/head/a", "96", "999"]
     assert lines[-1] == "WARNING: beware"
+
+
+def test_an_inspection_tells_what_prune_leaves_by_default() -> None:
+    line = "which prune takes under --scope all only: 300 channels, 5.00 M of the MACs."
+    streams = dataclasses.replace(INSPECTION, removable_inner=300, macs_inner=5_000_000)
+    assert line in " ".join(" ".join(rendered(streams, 80)).split())
+    for none in (INSPECTION, dataclasses.replace(INSPECTION, removable_inner=480, macs_inner=10_200_000)):
+        assert "--scope all" not in " ".join(rendered(none, 80))
+
+
+def test_answers_far_from_the_originals_are_warned_of() -> None:
+    near = Fidelity("boxes", 0.99, 0.1, None, 6)
+    assert summary.far_off([near], 42) == []
+    (warning,) = summary.far_off([near, dataclasses.replace(near, output="scores", relative_error=0.752)], 42)
+    assert "output 'scores' is off by 75% of its size" in warning
+    assert "fitted on 42" in warning
 
 
 @pytest.mark.parametrize(

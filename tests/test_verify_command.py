@@ -80,7 +80,7 @@ def failed(report: VerifyReport) -> dict[str, str]:
 def test_a_pruned_file_passes(here: Path) -> None:
     outcome = run("pruned.onnx", "--reference", "net.onnx", "--data", "data.npz", "--json", "report.json")
     assert outcome.exit_code == 0, outcome.output
-    assert "All 8 checks passed" in outcome.stdout
+    assert "All 8 checks passed; how near the outputs are was not among them" in outcome.stdout
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert report["passed"] is True
     assert [check["name"] for check in report["checks"]] == [

@@ -4,6 +4,7 @@ One constrained choice over all groups: the least total error, each group's erro
 output moves with it, for the MACs (or parameters) asked for. Costs are exact and bilinear in neighbouring groups.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,17 +91,25 @@ def allocate(
     Raises:
         TargetError: the narrowest choice of all groups still costs more.
     """
-    least = [options[0] for options in choices]
-    floor = cost.total(least)
-    if floor > limit * _ROUNDING:
-        raise TargetError(
-            f"--target leaves {limit:,.0f} {unit}, but with every group at its narrowest {floor:,.0f} {unit} remain; "
-            "ask for more, or allow more groups (--scope all, a smaller --round-to, fewer --exclude)."
-        )
+    check_floor(sizes, choices, cost, limit, unit)
     kept = reach(sizes, choices, curves, cost, limit)
     if kept is None:
         raise TargetError("No group is left whose removal would save anything; ask for more to remain.")
     return kept
+
+
+def check_floor(
+    sizes: Sequence[int], choices: Sequence[Sequence[int]], cost: Cost, limit: float, unit: str = "MACs"
+) -> None:
+    """Raise TargetError if the narrowest choice of all groups still costs more than `limit`; see `allocate`."""
+    floor = cost.total([options[0] for options in choices])
+    if floor > limit * _ROUNDING:
+        least = math.ceil(1000 * floor / cost.total(list(sizes))) / 10
+        raise TargetError(
+            f"--target leaves {limit:,.0f} {unit}, but with every group at its narrowest {floor:,.0f} {unit} remain, "
+            f"{least:.1f}% of the original; ask for more, or allow more groups (--scope all, a smaller --round-to, fewer "
+            "--exclude)."
+        )
 
 
 def reach(

@@ -273,7 +273,10 @@ def _from_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Preproce
         )
     image = ImageInput.resolve(inputs[0], preprocess)
     if image.size is None:
-        raise DataError(f"{folder}: the model's input {taken} has no fixed height and width: pass --shape or --resize.")
+        raise DataError(
+            f"{folder}: the model's input {taken} has no fixed height and width: pass those it works with, such as --resize "
+            "224x224, or --shape."
+        )
     if image.channels not in images.CHANNEL_COUNTS:
         raise DataError(f"{folder}: the model's input {taken} has no 1, 3 or 4 channels: pass --shape or --layout.")
     paths, labels = images.find_images(folder)

@@ -62,7 +62,7 @@ def price(chooser: Chooser, candidates: Collection[int], progress: Progress, ben
         bench: where times are measured, for a latency target.
 
     Raises:
-        TargetError: the target is no less than what there is.
+        TargetError: the target is no less than what there is, or less than the narrowest groups leave.
         ModelError: the engine can't run a layer alone, for a latency target.
     """
     analysis, target = chooser.analysis, chooser.options.target
@@ -76,6 +76,7 @@ def price(chooser: Chooser, candidates: Collection[int], progress: Progress, ben
         raise TargetError(
             f"--target leaves {limit:,.0f} {_UNITS[target.kind]}, no fewer than the {base:,.0f} there are; ask for fewer."
         )
+    budget.check_floor(analysis.sizes, choices(chooser, candidates), cost, limit, _UNITS[target.kind])
     return cost
 
 

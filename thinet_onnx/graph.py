@@ -25,6 +25,11 @@ Array = np.ndarray[Any, Any]
 _MOVES = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "CastLike", "QuantizeLinear"}
 )
+_EXPORTS = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors", ".torchscript"), "torch.onnx.export"),
+    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), "tf2onnx"),
+    **dict.fromkeys((".pdmodel", ".pdiparams"), "paddle2onnx"),
+}
 _SMALL_VALUE = 1 << 16  # elements; shape arithmetic never has more
 
 
@@ -242,7 +247,7 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except FileNotFoundError:
         raise ModelError(f"{file}: no such file; pass the path of an .onnx model.") from None
     except DecodeError:
-        raise ModelError(f"{file} is not an ONNX file or is truncated; export or copy it again.") from None
+        raise ModelError(f"{file} is not an ONNX file or is truncated; {_remedy(file)}.") from None
     except OSError as error:
         raise ModelError(f"{file} can't be read ({error.strerror or error}).") from None
     if model.graph.node and not model.opset_import and model.ir_version >= 3:
@@ -251,6 +256,12 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"{file} is not an ONNX model (it holds no graph); export or copy it again.")
     sound.check(model, str(file))
     return model
+
+
+def _remedy(file: Path) -> str:
+    """What to do about a file that is no ONNX: how those of other frameworks become one."""
+    how = _EXPORTS.get(file.suffix.lower())
+    return f"export the network with {how} first" if how else "export or copy it again"
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:

@@ -38,7 +38,7 @@ def join(environment: Mapping[str, str] = os.environ) -> Ranks:
     if importlib.util.find_spec("torch") is None:
         raise OptionError(
             f"WORLD_SIZE is {count}, but several processes need PyTorch, which is not installed: "
-            "pip install 'thinet-onnx[finetune]', or unset WORLD_SIZE."
+            "pip install torch, or unset WORLD_SIZE."
         )
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
         raise OptionError(

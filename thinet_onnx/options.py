@@ -27,7 +27,8 @@ BOX_ORDERS: tuple[str, ...] = get_args(BoxOrder)
 _MOST_CLASSES = 100_000
 MEMORY = 800_000_000.0  # bytes
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
+_COUNTED = {"macs": "MACs", "params": "parameters"}
+_PERCENT = 100  # a number up to this without a unit was meant as a share
 
 _UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}  # in milliseconds
 
@@ -67,6 +68,10 @@ class Target:
             if not 0 < number < 1:
                 raise OptionError(f"--target {text!r}: the share that is to remain must lie between 0% and 100%.")
             return cls(kind, number, True)  # type: ignore[arg-type]
+        if not suffix and number <= _PERCENT:
+            raise OptionError(
+                f"--target {text!r} would leave {number:g} {_COUNTED[kind]} in all: write {kind}={number:g}% for a share."
+            )
         if kind == "latency" and not number:
             raise OptionError(f"--target {text!r}: a network takes some time; ask for more than none.")
         return cls(kind, number * (_UNITS | _SUFFIXES)[suffix], False)  # type: ignore[arg-type]

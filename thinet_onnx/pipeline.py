@@ -195,6 +195,8 @@ def _told(
     warnings += summary.left_alone(outcome.rebuilt)
     if outcome.tempered is not None:
         warnings += summary.held_back(outcome.tempered, len(run.fit), len(run.held))
+    if not random_data:
+        warnings += summary.far_off(near, len(run.fit))
     kept_channels = analysis.channels - summary.channels_cut(analysis, outcome.plan)
     return Report(
         model=setting.name, output=None if output is None else str(output),

@@ -114,8 +114,8 @@ def _render_report(report: Report, console: Console) -> None:
         tables.line(
             console,
             "Check: ",
-            f"cut without refitting, the file differs by at most {report.oracle_error:.1e} (relative) from the original"
-            " with the removed channels zeroed.",
+            f"the cut alone, before any refit, changes the answers by at most {report.oracle_error:.1e} (relative) against the "
+            "original with the same channels set to zero.",
         )
     stages = ", ".join(f"{name} {wording.seconds(seconds)}" for name, seconds in report.stages.items())
     tables.line(
@@ -143,8 +143,8 @@ def _before_after(report: Report) -> Table:
             "Latency", wording.milliseconds(old_ms), wording.milliseconds(new_ms), wording.share(new_ms, old_ms), note
         )
     channels = report.channels_before, report.channels_after
-    pruned = f"{channels[0] - channels[1]} of {channels[0]} pruned"
-    table.add_row("Channels", str(channels[0]), str(channels[1]), wording.share(channels[1], channels[0]), pruned)
+    pruned = f"{channels[0] - channels[1]:,} of {channels[0]:,} pruned"
+    table.add_row("Channels", f"{channels[0]:,}", f"{channels[1]:,}", wording.share(channels[1], channels[0]), pruned)
     if (accuracy := report.accuracy) is not None:
         points = 100 * (accuracy.after - accuracy.before)
         note = f"{points:+.2f}".replace("-", "−") + f" points (top-1, {accuracy.samples} samples)"
@@ -159,7 +159,9 @@ def _fidelity(rows: Sequence[Fidelity]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         same = "" if row.top1 is None else f"{row.top1:.1%}"
-        table.add_row(tables.text(row.output), f"{row.cosine:.4f}", f"{row.relative_error:.4f}", same, str(row.samples))
+        table.add_row(
+            tables.Names((row.output,)), f"{row.cosine:.4f}", f"{row.relative_error:.4f}", same, str(row.samples)
+        )
     return table
 
 
@@ -172,8 +174,8 @@ def _groups(groups: Sequence[GroupRow]) -> Table:
     table.add_column("error", justify="right", no_wrap=True)
     for row in groups:
         table.add_row(
-            tables.text(row.name),
-            tables.cell(row.consumers),
+            tables.Names((row.name,)),
+            tables.Names(row.consumers),
             f"{row.before} → {row.after}",
             wording.share(row.after, row.before, 0),
             "–" if row.error is None else f"{row.error:.4f}",
@@ -236,14 +238,21 @@ def _render_inspection(found: Inspection, console: Console) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("all", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    removable = f"{found.removable} ({wording.share(found.removable, found.channels)}) can be removed"
-    table.add_row("Channels", str(found.channels), f"{removable}, in {wording.plural(len(found.groups), 'group')}")
+    removable = f"{found.removable:,} ({wording.share(found.removable, found.channels)}) can be removed"
+    table.add_row("Channels", f"{found.channels:,}", f"{removable}, in {wording.plural(len(found.groups), 'group')}")
     reachable = (
         f"{wording.short(found.macs_removable)} ({wording.share(found.macs_removable, found.macs)}) can be removed"
     )
     table.add_row("MACs", wording.short(found.macs), reachable)
     table.add_row("Parameters", wording.short(found.params), "")
     tables.print_table(table, console)
+    if found.macs_inner is not None and found.removable_inner not in (None, found.removable):
+        console.print()
+        tables.line(
+            console,
+            f"Without the residual streams, which prune takes under --scope all only: {found.removable_inner:,} channels, "
+            f"{wording.short(found.macs_inner)} of the MACs.",
+        )
     if found.groups:
         table = tables.table()
         table.add_column("made by", overflow="fold")
@@ -251,7 +260,7 @@ def _render_inspection(found: Inspection, console: Console) -> None:
         table.add_column("channels", justify="right", no_wrap=True)
         table.add_column("MACs at\nstake", justify="right")
         for row in found.groups:
-            made_by, read_by = tables.cell(row.producers or (row.name,)), tables.cell(row.consumers)
+            made_by, read_by = tables.Names(row.producers or (row.name,)), tables.Names(row.consumers)
             table.add_row(made_by, read_by, str(row.before), wording.short(row.macs))
         tables.print_table(table, console, "Channel groups: what is cut from one member is cut from all of them")
     _print_not_pruned("Can't be pruned", found.not_pruned, console, None)

@@ -145,7 +145,8 @@ class Inspection:
     """The answer of `inspect`: groups that can shrink, channels that can't, and the sums.
 
     `channels` are output channels of linear layers, `removable` those of them that may go; `macs_removable` is what the
-    network costs less with every group at its narrowest.
+    network costs less with every group at its narrowest. `removable_inner` and `macs_inner` are the same without the groups of
+    residual streams, which `prune` leaves whole unless --scope is all.
     """
 
     model: str
@@ -157,6 +158,8 @@ class Inspection:
     macs_removable: int
     params: int
     warnings: tuple[str, ...] = ()
+    removable_inner: int | None = None
+    macs_inner: int | None = None
 
 
 @dataclass(frozen=True)

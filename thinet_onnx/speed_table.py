@@ -58,7 +58,10 @@ def _table(rows: Sequence[Measured], shown: Mapping[str, str]) -> Table:
         figures = ["–" if time is None else wording.milliseconds(time).removesuffix(" ms") for time in times]
         ratio = "" if row.ratio is None else f"{row.ratio.median:.3f} ({row.ratio.low:.3f}–{row.ratio.high:.3f})"
         table.add_row(
-            tables.text(shown[row.file]), *figures, wording.short(row.items_per_second), *([ratio] if compared else [])
+            tables.Names((shown[row.file],)),
+            *figures,
+            wording.short(row.items_per_second),
+            *([ratio] if compared else []),
         )
     return table
 

@@ -14,12 +14,13 @@ from thinet_onnx.groups import Analysis, Group
 from thinet_onnx.observe import MAX_COLUMNS
 from thinet_onnx.options import PruneOptions
 from thinet_onnx.plan import PrunePlan
-from thinet_onnx.result import ErrorCurve, GroupRow, Inspection, NotPruned
+from thinet_onnx.result import ErrorCurve, Fidelity, GroupRow, Inspection, NotPruned
 from thinet_onnx.temper import Tempered
 
 Array = np.ndarray[Any, Any]
 
 _SHOWN = 8
+_FAR = 0.5  # the relative error of an output from which on a run warns
 _CURVE_POINTS = 33  # of a group's error curve, at most, and the width chosen
 
 
@@ -126,6 +127,19 @@ def held_back(tempered: Tempered, fitted: int, held: int) -> list[str]:
     ]
 
 
+def far_off(near: Sequence[Fidelity], fitted: int) -> list[str]:
+    """A warning where the answers have little to do with the original's, whatever the target says."""
+    far = [row for row in near if row.relative_error > _FAR]
+    if not far:
+        return []
+    worst = max(far, key=lambda row: row.relative_error)
+    return [
+        f"The answers are far from the original's: output {worst.output!r} is off by {worst.relative_error:.0%} of its size on "
+        f"samples held out. Let more remain (--target), give more samples (it was fitted on {fitted}), or train it back "
+        "(finetune)."
+    ]
+
+
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon")
@@ -143,8 +157,16 @@ def inspection(name: str, analysis: Analysis, options: PruneOptions, warnings: S
     narrowest = [g.size if i in left_out else g.floor for i, g in enumerate(analysis.groups)]
     whole = not_pruned(analysis, options)
     total = round(analysis.macs.total(analysis.sizes))
+    streams = sum(
+        _channels(analysis, group, index) * len(group.producers)
+        for index, group in enumerate(analysis.groups)
+        if group.coupled and index not in left_out
+    )
+    inner = [g.size if g.coupled else least for g, least in zip(analysis.groups, narrowest, strict=True)]
+    removable = analysis.channels - sum(row.channels for row in whole)
     return Inspection(
         name, tuple(row for index, row in enumerate(rows) if index not in left_out), whole, analysis.channels,
-        analysis.channels - sum(row.channels for row in whole), total, total - round(analysis.macs.total(narrowest)),
+        removable, total, total - round(analysis.macs.total(narrowest)),
         round(analysis.params.total(analysis.sizes)), tuple(warnings),
+        removable - streams, total - round(analysis.macs.total(inner)),
     )  # fmt: skip

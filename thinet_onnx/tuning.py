@@ -30,7 +30,7 @@ _TOGETHER = 64  # items that are scored at once
 def need_torch() -> None:
     """Raise OptionError where PyTorch is missing: better known before a long run than after it."""
     if importlib.util.find_spec("torch") is None:
-        raise OptionError("Fine-tuning needs PyTorch, which is not installed: pip install 'thinet-onnx[finetune]'.")
+        raise OptionError("Fine-tuning needs PyTorch, which is not installed: pip install torch.")
 
 
 def check(original: onnx.ModelProto, data: Source, options: FinetuneOptions) -> None:

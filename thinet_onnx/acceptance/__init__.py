@@ -13,7 +13,7 @@ import onnx
 from thinet_onnx import data as sources
 from thinet_onnx import engines, runtime, summary, verify
 from thinet_onnx.acceptance import checks, elsewhere
-from thinet_onnx.acceptance.result import Check, EngineAnswer, OutputRow, Speed, VerifyReport
+from thinet_onnx.acceptance.result import BARS, Check, EngineAnswer, OutputRow, Speed, VerifyReport
 from thinet_onnx.acceptance.tally import Tally
 from thinet_onnx.check_options import VerifyOptions
 from thinet_onnx.errors import ModelError, OptionError
@@ -208,7 +208,7 @@ class _Run:
             told = (
                 f"over {bar:g}: {', '.join(over)}" if over else f"{max(errors.values()):.4f} at most, {bar:g} allowed"
             )
-            self.checks.append(Check("relative error", "failed" if over else "passed", told))
+            self.checks.append(Check(BARS[0], "failed" if over else "passed", told))
         if (bar := self.options.min_agreement) is not None:
             shares = {row.output: row.top1 for row in self.outputs if row.top1 is not None}
             if not shares:
@@ -219,7 +219,7 @@ class _Run:
             told = (
                 f"under {bar:.2%}: {', '.join(under)}" if under else f"{min(shares.values()):.2%}, {bar:.2%} asked for"
             )
-            self.checks.append(Check("top-1 agreement", "failed" if under else "passed", told))
+            self.checks.append(Check(BARS[1], "failed" if under else "passed", told))
 
     def _speed(self, feeds: Feeds) -> Speed:
         """Both files in ONNX Runtime, in turn, on the first input."""

@@ -9,6 +9,7 @@ from thinet_onnx.result import Accuracy, Size
 from thinet_onnx.timing import Ratio, Timing
 
 Status = Literal["passed", "failed", "skipped"]
+BARS = ("relative error", "top-1 agreement")  # checks that are made where the user asks for them only
 
 
 @dataclass(frozen=True)

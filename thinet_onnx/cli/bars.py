@@ -8,6 +8,8 @@ from rich.console import Console
 from thinet_onnx import wording
 from thinet_onnx.options import Progress
 
+_REMEMBERED = 3600.0  # seconds of a stage that tell how fast it is: a step may take minutes
+
 
 class Bars(Progress):
     """A bar for each stage: how far, how many, how long still, how long it took. All are cleared away at the end."""
@@ -20,6 +22,7 @@ class Bars(Progress):
             bars.TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             transient=True,
+            speed_estimate_period=_REMEMBERED,
         )
         self._tasks: dict[str, bars.TaskID] = {}
         self._now: bars.TaskID | None = None

@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import itertools
+import re
 import tomllib
 import types
 import typing
@@ -20,6 +22,7 @@ _IN_PLACE_OF = ({"target", "keep", "preset"}, {"data", "random-data"}, {"epochs"
 """Options that stand for one another: where one is typed, those of the file give way."""
 
 _JOINED = {"X[,X..]": ",", "N[,N..]": ",", "HxW": "x"}  # texts that may be numbers in a file, by what help calls them
+_NUMBER = re.compile(r"-?[0-9.]+,?")
 _LONGEST = 60  # characters of a value in a message
 
 
@@ -28,7 +31,23 @@ class ConfiguredCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the file's options apart like those that were typed; not while a shell asks for completions."""
+        if not ctx.resilient_parsing:
+            self._check_commas(ctx, args)
         return super().parse_args(ctx, args if ctx.resilient_parsing else [*self._from_file(ctx, args), *args])
+
+    def _check_commas(self, ctx: Any, args: list[str]) -> None:
+        """Refuse `--mean 0.485 0.456 0.406`, which would be taken for files called 0.456 and 0.406."""
+        lists = {
+            name for param in self.get_params(ctx) if _JOINED.get(param.metavar or "") == "," for name in param.opts
+        }
+        for place, name in enumerate(args):
+            if name in lists:
+                values = [text.strip(",") for text in itertools.takewhile(_NUMBER.fullmatch, args[place + 1 :])]
+                if len(values) > 1:
+                    with one_line_errors("--debug" in args):
+                        raise OptionError(
+                            f"{name} {' '.join(values)}: write {name} {','.join(values)}, without spaces."
+                        )
 
     def _from_file(self, ctx: Any, args: list[str]) -> list[str]:
         typed, *_ = self.make_parser(ctx).parse_args(args=list(args))

@@ -103,6 +103,7 @@ Verbose = Annotated[bool, option(REPORT, "", "Say on stderr what is done, and ho
 Debug = Annotated[bool, option(REPORT, "", "Show the traceback of an error.", "--debug")]
 
 
+_LARGEST_STD = 10  # that pixels of 0 to 1 can have been divided by
 NO_MEMORY = "There is not enough memory ({}); take fewer samples or smaller inputs."
 
 
@@ -150,6 +151,11 @@ def preprocess(
 ) -> "Preprocess":
     """How images become inputs, from the options of that name."""
     means, stds, size = floats("--mean", mean), floats("--std", std), _size(resize)
+    if scale is None and (max(means, default=0.0) > 1 or max(stds, default=0.0) > _LARGEST_STD):
+        raise OptionError(
+            f"--mean {mean or 0} and --std {std or 1} are of pixels of 0 to 255, but --scale makes them 0 to 1 first: add "
+            "--scale 1, or divide both by 255."
+        )
     from thinet_onnx.data import Preprocess  # noqa: PLC0415
 
     return Preprocess(mean=means, std=stds, scale=scale, layout=layout, resize=size)

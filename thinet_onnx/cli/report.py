@@ -29,3 +29,4 @@ def report(
 
         interrupts.raise_from_now()
         page.write(restore.load_report(result), output)
+        typer.echo(f"{output} is written.")

@@ -69,7 +69,7 @@ def test_damaged_reports_are_for_the_command_report(tmp_path: Path, mutations: M
     write_json(made.report, report)
     told = run(str(report), "--cases", "30", "--seed", "1", "--save", str(tmp_path / "failed"), "--strict")
     assert re.match(
-        r"30 cases of 1 files .* 0 with a traceback, 0 over 30 s, 0 killed by a signal, 0 with files", told
+        r"30 cases of 1 files, .* 0 with a traceback, 0 over 30 s, 0 killed by a signal, 0 with files", told
     ), told
     whole = report.read_bytes()
     cases = [mutations.mutate_json(whole, np.random.default_rng(case)) for case in range(60)]

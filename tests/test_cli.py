@@ -279,7 +279,7 @@ def test_a_page_and_the_json_of_the_same_run(pipeline: Pipeline) -> None:
     assert (outcome.exit_code, outcome.output) == (0, "")
     command = "thinet-onnx prune net.onnx --data images --json r.json --report r.html --seed 3 --quiet"
     assert json.loads(Path("r.json").read_text(encoding="utf-8"))["command"] == command
-    assert command in Path("r.html").read_text(encoding="utf-8")
+    assert command in re.sub("<[^>]*>", "", Path("r.html").read_text(encoding="utf-8"))
     assert run("report", "r.json", "again.html").output == "again.html is written.\n"
     assert Path("again.html").read_bytes() == Path("r.html").read_bytes()
 

@@ -648,7 +648,7 @@ def test_more_processes_than_items_in_a_step(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OptionError, match=r"pip install 'thinet-onnx\[finetune\]'"):
+    with pytest.raises(OptionError, match="not installed: pip install torch"):
         finetune(plain(), plain(), data_for(plain()))
 
 

@@ -1,6 +1,5 @@
 """Ctrl-C ends the command with one line and code 130 whenever it comes, and leaves nothing behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -130,6 +129,6 @@ def test_it_is_raised_once_there_is_something_to_clear_away() -> None:
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         interrupts.raise_from_now()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this very thread, at once
     finally:
         signal.signal(signal.SIGINT, before)

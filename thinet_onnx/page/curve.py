@@ -18,7 +18,7 @@ text { fill: #5a6675; } .tick { font-size: 11.5px; } .title, .note { font-size: 
 .axis { stroke: #5a6675; } .line { fill: none; stroke-width: 2; } .expected { stroke: #1769c4; } .error { stroke: #b3261e; }
 .latency { stroke: #14734a; } circle.expected { fill: #1769c4; } circle.error { fill: #b3261e; }
 circle.latency { fill: #14734a; } text.expected { fill: #1769c4; }
-text.error { fill: #b3261e; } text.latency { fill: #14734a; } text { stroke: none; }
+text.error { fill: #b3261e; } text.latency { fill: #14734a; } text.note { stroke: none; }
 """
 _PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -841,3 +841,15 @@ def test_the_checks_take_no_copy_and_let_real_files_pass() -> None:
         before = model.SerializeToString()
         sound.check(model)
         assert model.SerializeToString() == before
+
+
+def test_what_onnx_runtime_logs_of_a_failed_allocation_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    net = small_models.Net()
+    x, far = net.input("x", (1, 3, 4, 4)), net.tensor(np.array([7627351667165183475], np.int64))
+    large = net.node("ReduceSum", net.node("ConstantOfShape", far), keepdims=0)
+    onnx.save(net.model(net.node("Add", x, large)), tmp_path / "model.onnx")
+    command = [sys.executable, "-m", "thinet_onnx", "inspect", str(tmp_path / "model.onnx")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("thinet-onnx: error: ")
+    assert ended.stderr.count("\n") == 1

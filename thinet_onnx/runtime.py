@@ -55,6 +55,7 @@ def session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    ort.set_default_logger_severity(4)  # an allocation that fails is logged by none of its sessions
     options.intra_op_num_threads = threads or (_cores() if shared else 0)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy works in between
     if not optimise:  # for a few runs: planning the memory ahead takes time that grows with the square of the nodes

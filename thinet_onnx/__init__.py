@@ -8,6 +8,7 @@
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ from thinet_onnx.errors import (
     ThinetError,
 )
 from thinet_onnx.options import Method, Preset, Reconstruction, Scope
+
+if "numpy" not in sys.modules:  # its threads wait for more work by taking turns with ours, unless told to sleep
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # 2^10 cycles
 
 if TYPE_CHECKING:
     import onnx

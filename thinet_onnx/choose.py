@@ -27,8 +27,8 @@ Doubles = NDArray[np.float64]
 
 RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
 _MANY_COLUMNS = 2304  # from here on a refit is dear: ranking goes by units, and fewer widths are checked
-_SOME_COLUMNS = 640  # from here on the ridge is searched for at one width only
-_FEW_STEPS = (4, 6)  # eighths of a group that are taken out then
+_SOME_COLUMNS = 512  # from here on the ridge is searched for at one width only, and few are checked
+_SOME_STEPS, _FEW_STEPS = (2, 4, 6), (4, 6)  # eighths of a group that are taken out then
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on the batches kept apart; infinite: the old weights
 
 
@@ -225,7 +225,7 @@ class Chooser:
         """
         size = len(order)
         most = max(view.consumer.columns for view in views)
-        steps = _FEW_STEPS if most >= _MANY_COLUMNS else range(1, 8)
+        steps = _FEW_STEPS if most >= _MANY_COLUMNS else _SOME_STEPS if most >= _SOME_COLUMNS else range(1, 8)
         gone = sorted({min(max(size * step // 8, 1), size) for step in steps}, key=lambda count: abs(count - size // 2))
         found_at: dict[int, float] = {}
         middle: dict[int, Solved] = {}

@@ -20,7 +20,7 @@ _BLOCK = 8192  # rows that are multiplied in float32 before they are added in fl
 _NUMBERS = 8_000_000  # of a block, of few very long rows
 _DENSE = 0.9  # share of columns in use, below which the others are left out of a product
 _WIDE = 2048  # columns, from which on products of weights are taken in float32
-_LARGE = 1e16  # values whose products might not fit float32
+_PANEL = 512  # rows of H that are summed up at a time
 
 
 class Moments:
@@ -55,11 +55,11 @@ class Moments:
         self._waiting.clear()
         for start in range(0, len(rows), _BLOCK):
             u, t = rows[start : start + _BLOCK], targets[start : start + _BLOCK]
-            largest = max(abs(float(f(part, initial=0))) for f in (np.max, np.min) for part in (u, t))
-            if largest > _LARGE:
+            if not all(np.isfinite(_energy(part)) for part in (u, t)):  # products might not fit float32
                 u, t = u.astype(np.float64), t.astype(np.float64)
-            self.h += u.T @ u
             self.p += t.T @ u
+            for left in range(0, len(self.h), _PANEL):  # on the diagonal and to the right of it
+                self.h[left : left + _PANEL, left:] += u[:, left : left + _PANEL].T @ u[:, left:]
             self.u += u.sum(0, np.float64)
             self.t += t.sum(0, np.float64)
             self.t2 += np.square(t, dtype=np.float64).sum(0)
@@ -78,7 +78,7 @@ class Moments:
         return both
 
     def sums(self) -> tuple[Doubles, ...]:
-        """The sums themselves, of all rows taken in so far."""
+        """The sums themselves, of all rows taken in so far; of H what is on the diagonal and to the right of it is filled."""
         self.flush()
         return self.h, self.p, self.u, self.t, self.t2
 
@@ -94,7 +94,7 @@ class Moments:
             raise ValueError("no rows were added")
         self.flush()
         n, h, u = self.count, self.h, self.u
-        h /= n
+        _mirror(h, n)
         u /= n
         if centred:
             _less_outer(h, u)
@@ -110,6 +110,22 @@ class Moments:
             p -= np.outer(t, u)
             t2 = np.maximum(t2 - t * t, 0)
         return Statistics(h, p, t2, u, t, centred)
+
+
+def _energy(rows: Floats) -> float:
+    """The sum of squares, by float32; as large as the sum of any products of columns can be."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.vdot(rows, rows))
+
+
+def _mirror(h: Doubles, count: int) -> None:
+    """Divide what is on the diagonal and to the right of it, and put it below, too."""
+    for start in range(0, len(h), _PANEL):
+        mine = slice(start, start + _PANEL)
+        h[mine, start:] /= count
+        inner = h[mine, mine]
+        inner[:] = np.triu(inner) + np.triu(inner, 1).T
+        h[start + _PANEL :, mine] = h[mine, start + _PANEL :].T
 
 
 def _less_outer(h: Doubles, u: Doubles) -> None:
@@ -169,6 +185,14 @@ def objective(h: Floats, weights: Floats, keys: NDArray[np.int64], units: int) -
         h, weights = h[np.ix_(columns, columns)], weights[:, columns]
     weights = weights.astype(np.float64 if len(columns) < _WIDE else np.float32, copy=False)
     found, starts = np.unique(keys[columns], return_index=True)
+    sums = np.empty((len(found), len(found)))
+    step = max(1, len(found) * _PANEL // max(len(columns), 1))
+    for first in range(0, len(found), step):  # some units at a time
+        part = starts[first : first + step]
+        end = starts[first + step] if first + step < len(found) else len(columns)
+        mine = slice(part[0], end)
+        products = (weights[:, mine].T @ weights) * h[mine]
+        sums[first : first + step] = np.add.reduceat(np.add.reduceat(products, part - part[0], 0), starts, 1)
     result = np.zeros((units, units))
-    result[np.ix_(found, found)] = np.add.reduceat(np.add.reduceat((weights.T @ weights) * h, starts, 0), starts, 1)
+    result[np.ix_(found, found)] = sums
     return result

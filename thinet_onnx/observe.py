@@ -215,7 +215,7 @@ def tour(
         hold: stops whose segments are to be run `again`.
         memory: bytes of activations that the stream may keep in memory.
     """
-    stream = Stream(analysis.graph, batches, stops, memory)
+    stream = Stream(analysis.graph, batches, stops, memory, analysis.shapes)
     return stream, (_ahead(stream.advance(stop, hold=stop in hold)) for stop in range(len(stops)))
 
 

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
 Bools = NDArray[np.bool_]
 
-_MOST_POSITIONS = 262_144  # that one pair is fitted on
+_MOST_POSITIONS = 131_072  # that one pair is fitted on
 _MOST_WORK = 4e9  # multiply-adds of one pass of a pair over its positions
 _LEAST_ROWS = 4  # positions for each input column; where there are more but the work would be too much: no joint refit
 _MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take

@@ -6,14 +6,14 @@ stops: a segment is built when the stream gets there. Two streams, of the origin
 advance side by side.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
 from thinet_onnx import runtime, segment
-from thinet_onnx.graph import Graph, Node
+from thinet_onnx.graph import Graph, Node, Shape
 from thinet_onnx.options import MEMORY
 from thinet_onnx.shelf import Kept, Shelf
 
@@ -28,6 +28,7 @@ class Stream:
         batches: feeds of each batch; looked up again whenever a segment reads them.
         stops: for each stop the names of the tensors to observe there.
         memory: bytes of cached activations that may stay in memory.
+        shapes: of the tensors, for one item.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Stream:
         batches: Sequence[dict[str, Array]],
         stops: Sequence[Sequence[str]],
         memory: float = MEMORY,
+        shapes: Mapping[str, Shape] | None = None,
     ) -> None:
-        self._graph = graph
+        self._graph, self._shapes = graph, shapes or {}
         self._stops = [list(dict.fromkeys(names)) for names in stops]
         self._segments, self._exports = self._partition()
         self._batches, self._given = batches, frozenset(batches[0])
@@ -45,9 +47,11 @@ class Stream:
         self._cache: list[dict[str, Kept]] = [{} for _ in batches]
         self._replaced: dict[tuple[int, int], Array] = {}
         self._held: list[dict[str, Kept]] = []
+        self._ahead: dict[int, Any] = {}  # sessions of segments that `rest` ran before the stream gets there
 
     def replace(self, node: Node, operand: int, value: Array) -> None:
         """From the next segment on, this operand of this node is `value`."""
+        self._ahead.clear()
         self._replaced[node.index, operand] = value
 
     def advance(self, stop: int, *, hold: bool = False) -> Iterator[dict[str, Array]]:
@@ -56,11 +60,10 @@ class Stream:
         With `hold`, what the segment read is kept, so that `again` can run it with other weights.
         """
         nodes, exports = self._segments[stop], self._exports[stop]
-        known = self._given | self._cache[0].keys()
-        wanted = list(dict.fromkeys([*exports, *(n for n in self._stops[stop] if n not in known)]))
+        wanted = self._wanted(stop, self._cache[0].keys())
         later = self._needed_after(stop)
         inputs = self._segment_inputs(nodes) if wanted else []
-        active = None
+        active = self._ahead.pop(stop, None)
         for index, cache in enumerate(self._cache):
             there = self._values(index, cache, [*inputs, *(n for n in self._stops[stop] if n not in wanted)])
             if wanted:
@@ -80,29 +83,53 @@ class Stream:
                     cache[name] = self._shelf.put(there[name])
 
     def rest(
-        self, stop: int, replaced: Mapping[tuple[int, int], Array], batches: Sequence[int]
+        self, stop: int, replaced: Mapping[tuple[int, int], Array], batches: Sequence[int], items: int | None = None
     ) -> list[dict[str, Array]]:
         """What the last stop will show of some batches, if other weights are taken from the stop on that was reached last.
 
-        Tensors of the last stop that are there already are left out. Nothing of the stream changes.
+        Tensors of the last stop that are there already are left out. Nothing of the stream changes. A segment whose weights
+        aren't replaced is built once, for this and for when the stream gets there.
 
         Args:
             stop: that was reached last.
             replaced: new operands by node index and place.
             batches: numbers of batches.
+            items: show so many of each batch, and run no others where every tensor has them on its first axis; None: all.
         """
-        nodes = [node for nodes in self._segments[stop + 1 :] for node in nodes]
-        own = {name for node in nodes for name in node.outputs}
-        wanted = [name for name in self._stops[-1] if name in own]
-        inputs, active, shown = self._segment_inputs(nodes), None, []
-        for index in batches if wanted else ():
-            there = self._values(index, self._cache[index], inputs)
-            if active is None:
-                active = runtime.session(
-                    *segment.build(self._graph, nodes, there, wanted, {**self._replaced, **replaced})
-                )
-            shown.append(dict(zip(wanted, runtime.run(active, there, wanted), strict=True)))
-        return shown or [{} for _ in batches]
+        values = [
+            self._some({name: kept.get() for name, kept in self._cache[i].items()} | dict(self._batches[i]), items)
+            for i in batches
+        ]
+        following = [number for number in range(stop + 1, len(self._stops)) if self._segments[number]]
+        made = {name for number in following for node in self._segments[number] for name in node.outputs}
+        for number in following if batches else ():
+            nodes, later = self._segments[number], self._needed_after(number) | {*self._stops[-1]}
+            inputs, wanted = self._segment_inputs(nodes), self._wanted(number, values[0].keys())
+            changed = {(node.index, place) for node in nodes for place in range(8)} & replaced.keys()
+            active = None if changed else self._ahead.get(number)
+            for place, there in enumerate(values):
+                feeds = {name: there[name] for name in inputs}
+                if active is None:
+                    weights = {**self._replaced, **replaced}
+                    active = runtime.session(*segment.build(self._graph, nodes, feeds, wanted, weights))
+                    if not changed:
+                        self._ahead[number] = active
+                both = there | dict(zip(wanted, runtime.run(active, feeds, wanted, shrink=True), strict=True))
+                values[place] = {name: value for name, value in both.items() if name in later or name in self._given}
+        shown = [name for name in self._stops[-1] if name in made]
+        return [
+            {name: there[name] if items is None else there[name][:items] for name in shown if name in there}
+            for there in values
+        ]
+
+    def _some(self, values: dict[str, Array], items: int | None) -> dict[str, Array]:
+        """The first items of a batch; all of them where some tensor doesn't have them on its first axis."""
+        if items is not None and all(
+            value.ndim and self._shapes.get(name, ())[:1] == (1,) and value.shape[1:] == self._shapes[name][1:]
+            for name, value in values.items()
+        ):
+            return {name: value[:items] for name, value in values.items()}
+        return values
 
     def again(self, stop: int) -> None:
         """Run the segment of the stop that was reached last, and held, once more with the weights of now."""
@@ -130,7 +157,7 @@ class Stream:
     def close(self) -> None:
         """Drop the cache."""
         self._cache = [{} for _ in self._cache]
-        self._held = []
+        self._held, self._ahead = [], {}
         self._shelf.close()
 
     def _values(self, index: int, cache: dict[str, Kept], names: Sequence[str]) -> dict[str, Array]:
@@ -161,6 +188,11 @@ class Stream:
             for stop, nodes in enumerate(segments)
         ]
         return segments, exports
+
+    def _wanted(self, stop: int, cached: Collection[str]) -> list[str]:
+        """What the segment of a stop has to put out, if these tensors are there already."""
+        known = self._given.union(cached)
+        return list(dict.fromkeys([*self._exports[stop], *(n for n in self._stops[stop] if n not in known)]))
 
     def _needed_after(self, stop: int) -> set[str]:
         return {name for name, last in self._users.items() if last > stop}

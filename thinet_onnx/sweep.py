@@ -175,7 +175,7 @@ class Sweep:
                 new[node.index, refit.weight_operand] = refit.weight
                 if refit.bias_operand is not None and refit.bias is not None:
                     new[node.index, refit.bias_operand] = refit.bias
-            shown = stream.rest(stop, new, batches)
+            shown = stream.rest(stop, new, batches, trial.items)
             return [
                 [found.get(name, known) for name, known in zip(graph.outputs, answers, strict=True)]
                 for found, answers in zip(shown, trial.reference, strict=True)

@@ -71,6 +71,8 @@ class Trial:
         wanted = min(max(1, -(-int(images) // batch)), len(apart))
         spread = (apart[len(apart) * place // wanted] - data.numbers.first for place in range(wanted))
         self._batches = [place for place in spread if 0 <= place < len(data.own)]
+        some = -(-int(images) // wanted)
+        self.items = some if some < batch else None  # of each of these batches; all if None
         self._reference: Answers | None = None
 
     @property
@@ -111,4 +113,7 @@ class Trial:
         return errors, cuts
 
     def _whole(self, refits: list[Refit], batches: Sequence[int]) -> Answers:
-        return runtime.outputs(surgery.refit(self._model, refits), (self._data.own[place] for place in batches))
+        feeds = [self._data.own[place] for place in batches]
+        if self.items is not None:
+            feeds = [{name: value[: self.items] for name, value in some.items()} for some in feeds]
+        return runtime.outputs(surgery.refit(self._model, refits), feeds)

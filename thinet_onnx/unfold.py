@@ -6,12 +6,15 @@ layer a row is one input vector. Rows are gathered at chosen positions; the full
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
+
+_LARGE, _SHARE = 65_536, 3  # elements of an image, and how many times as many positions there are as are picked
 
 
 @dataclass(frozen=True)
@@ -81,25 +84,43 @@ def rows_at(x: Floats, axis: int, window: Window, picks: NDArray[np.int64]) -> F
         (len(picks), channels · taps), float32.
     """
     if not window.kernel:
-        return np.ascontiguousarray(np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])[picks], np.float32)
+        return values_at(x, axis, picks)
     if window.transposed:
         x, window = _spread(x, window), _plain(window)
     sizes = tuple(size + sum(pads) for size, pads in zip(x.shape[2:], window.pads, strict=True))
-    wide = np.zeros((len(x), *sizes, x.shape[1]), np.float32)  # padded, channels last
-    inner = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], window.pads, strict=True))
-    wide[(slice(None), *inner)] = np.moveaxis(x, 1, -1)
-    last = wide.reshape(-1, x.shape[1])
     image, *place = np.unravel_index(picks, (len(x), *_positions(sizes, window)))
-    first = image
+    first = np.zeros(len(picks), np.int64)  # where the window begins, in a padded image
     for size, stride, index in zip(sizes, window.strides, place, strict=True):
         first = first * size + index * stride
-    rows = np.empty((len(picks), x.shape[1], int(np.prod(window.kernel))), np.float32)
-    for number, tap in enumerate(np.ndindex(window.kernel)):
-        offset = 0
-        for size, dilation, t in zip(sizes, window.dilations, tap, strict=True):
-            offset = offset * size + t * dilation
-        rows[:, :, number] = last.take(first + offset, 0)
-    return rows.reshape(len(picks), -1)
+    offsets = np.zeros(1, np.int64)
+    for size, dilation, kernel in zip(sizes, window.dilations, window.kernel, strict=True):
+        offsets = (offsets[:, None] * size + dilation * np.arange(kernel)).ravel()
+    channels, whole = x.shape[1], int(np.prod(sizes, dtype=np.int64))
+    if _few(picks, x):
+        ends = np.searchsorted(image, np.arange(len(x) + 1))
+        rows = np.empty((len(picks), channels * len(offsets)), np.float32)
+        for number, (start, end) in enumerate(pairwise(ends.tolist())):
+            padded = _padded(x[number : number + 1], window).reshape(channels, whole)
+            seen = padded.take((first[start:end] + offsets[:, None]).ravel(), 1)
+            rows[start:end] = seen.reshape(channels * len(offsets), end - start).T
+        return rows
+    wide = np.zeros((len(x), *sizes, channels), np.float32)  # channels last
+    inner = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], window.pads, strict=True))
+    wide[(slice(None), *inner)] = np.moveaxis(x, 1, -1)
+    last, first = wide.reshape(-1, channels), first + image * whole
+    result = np.empty((len(picks), channels, len(offsets)), np.float32)
+    for number, offset in enumerate(offsets.tolist()):
+        result[:, :, number] = last.take(first + offset, 0)
+    return result.reshape(len(picks), -1)
+
+
+def _few(picks: NDArray[np.int64], x: Floats) -> bool:
+    """Whether it is quicker to pick from each image's channels one by one than to put the channels of all positions last.
+
+    That needs positions in ascending order.
+    """
+    each = x[0].size if len(x) else 0
+    return each >= _LARGE and len(picks) * x.shape[1] * _SHARE <= x.size and bool((np.diff(picks) >= 0).all())
 
 
 def columns(x: Floats, axis: int, window: Window) -> Floats:
@@ -179,7 +200,21 @@ def _seen(tap: tuple[int, ...], sizes: tuple[int, ...], window: Window) -> tuple
 
 def values_at(x: Floats, axis: int, picks: NDArray[np.int64]) -> Floats:
     """Elements of an output-like tensor at some positions, as (len(picks), channels)."""
-    return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])[picks].astype(np.float32, copy=False)
+    if axis % x.ndim == 1 and x.ndim > 2 and _few(picks, x):
+        flat = x.reshape(len(x), x.shape[1], -1)
+        each = flat.shape[2]
+        ends = np.searchsorted(picks, each * np.arange(len(x) + 1))
+        values = np.empty((len(picks), x.shape[1]), np.float32)
+        for number, (start, end) in enumerate(pairwise(ends.tolist())):
+            values[start:end] = flat[number].take(picks[start:end] - number * each, 1).T
+        return values
+    last = np.moveaxis(x, axis, -1)
+    if last.flags.c_contiguous:
+        return last.reshape(-1, x.shape[axis]).take(picks, 0).astype(np.float32, copy=False)
+    place = np.unravel_index(picks, last.shape[:-1])
+    if 4 * len(picks) * x.shape[axis] <= x.size:
+        return last[place].astype(np.float32, copy=False)
+    return last.reshape(-1, x.shape[axis]).take(picks, 0).astype(np.float32, copy=False)
 
 
 def weight_matrix(weight: Floats, in_axis: int, groups: int, window: Window) -> Floats:

@@ -18,14 +18,16 @@ take the place of the suite's own:
 Every figure is of a fresh process of its own. `pass` is the median of three passes of the original over all images, in
 ONNX Runtime, at the batch that the run takes, only its calls being counted. `seconds` is a whole `prune` up to the written
 file, without starting Python and loading modules; images are decoded before either. `÷ 2 passes` is the one as a share of
-twice the other. `peak` is the most memory that the process held at once, with Python, all libraries and the images, as the
-system tells. Of a peer, `seconds` has everything that leads from the file to the pruned one, the search for its ratio included;
-without that search it takes what the note says.
+twice the other. With --processes the command itself is run, which shares its work among so many. `peak` is the most memory
+that the process held at once, with Python, all libraries and the images, as the system tells. Of a peer, `seconds` has
+everything that leads from the file to the pruned one, the search for its ratio included; without that search it takes what
+the note says.
 """
 
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +40,7 @@ import networks
 import numpy as np
 import onnx
 from accuracy_measure import cost
-from common import GIB, ChildError, in_child, peak
+from common import GIB, ChildError, in_child, peak, resident
 from peers import Problem, UnavailableError, find, versions
 
 from thinet_onnx import pipeline, runtime, summary
@@ -57,6 +59,7 @@ PEERS = ("onnxsim-wanda", "tp-taylor-global", "tp-hessian-global")
 SCORED = ("taylor", "hessian")  # importances of Torch-Pruning that take gradients
 STEADY, FROM = 1.2, 16  # seconds per block, the most over the least, from so many blocks on
 _REPEAT = 3
+_POLL = 0.05  # seconds between looks at what several processes hold
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,27 @@ def pruned(job: Job, output: Path) -> Row:
     }  # fmt: skip
 
 
+def shared(job: Job, output: Path, processes: int) -> Row:
+    """Child: the same by the command, in several processes; `peak` is the most that all of them held together."""
+    told = output.with_suffix(".json")
+    command = [
+        sys.executable, "-m", "thinet_onnx", "prune", str(job.model), str(output), "--data", str(job.data),
+        "--target", job.target, "--scope", job.scope, "--json", str(told), "--quiet", "--processes", str(processes),
+        *(f"--shape={name}:{','.join(map(str, sizes))}" for name, sizes in job.shapes.items()),
+    ]  # fmt: skip
+    started, most = subprocess.Popen(command), 0
+    while started.poll() is None:
+        most = max(most, resident(started.pid))
+        time.sleep(_POLL)
+    if started.returncode:
+        raise RuntimeError(f"exit code {started.returncode}")
+    report = json.loads(told.read_text(encoding="utf-8"))
+    return {
+        "seconds": report["seconds"], "peak": most, "stages": report["stages"], "processes": processes,
+        "macs": report["after"]["macs"] / report["before"]["macs"], "note": "; ".join(report["warnings"]),
+    }  # fmt: skip
+
+
 def _problem(job: Job) -> Problem:
     whole = cost(job.model, job.shapes).macs
     share = job.options.target.value  # type: ignore[union-attr]
@@ -218,7 +242,11 @@ class Meter:
         if "failed" in base:
             self.add({**base, "method": "pass"})
             return
-        self.add(self.child({**base, "method": OWN}, pruned, job, job.model.with_name("pruned.onnx")))
+        output = job.model.with_name("pruned.onnx")
+        if (processes := self.args.processes) == 1:
+            self.add(self.child({**base, "method": OWN}, pruned, job, output))
+        else:
+            self.add(self.child({**base, "method": f"{OWN}, {processes} processes"}, shared, job, output, processes))
         for name in others:
             self.add(self.child({**base, "method": name}, peer, job, name))
         for importance in SCORED:
@@ -312,6 +340,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scope", choices=("inner", "all"), default="inner")
     made.add_argument("--peers", nargs="*", metavar="PATTERN", help=f"default none, in the suite {', '.join(PEERS)}")
     made.add_argument("--threads", type=int, default=0, help="default all")
+    made.add_argument("--processes", type=int, default=1, help="of this package (default 1)")
     made.add_argument("--limit", type=float, default=3600, help="seconds for one child")
     made.add_argument("--memory", type=float, default=16, help="GiB of data that a child may hold")
     made.add_argument("--json", type=Path)

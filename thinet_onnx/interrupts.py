@@ -11,6 +11,7 @@ from types import FrameType
 
 CODE = 130
 MESSAGE = "thinet-onnx: interrupted"
+LINK = "THINET_ONNX_LINK"  # in the environment of processes that `linked` started; their number comes first
 
 
 def start() -> None:
@@ -25,10 +26,16 @@ def raise_from_now() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def silent() -> bool:
+    """Whether this is one of several processes that `linked` started, and the first one speaks for all."""
+    return not os.environ.get(LINK, "0").startswith("0")
+
+
 def _ours(handler: object) -> bool:
     return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is handler
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
-    os.write(2, f"{MESSAGE}\n".encode())
+    if not silent():
+        os.write(2, f"{MESSAGE}\n".encode())
     os._exit(CODE)

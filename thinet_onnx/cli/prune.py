@@ -1,12 +1,15 @@
 """`thinet-onnx prune`."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from thinet_onnx import interrupts
+import typer
+
+from thinet_onnx import interrupts, linked
 from thinet_onnx.check_options import EngineName
 from thinet_onnx.cli import shared
 from thinet_onnx.cli.shared import (
@@ -123,6 +126,9 @@ def prune(
         ),
     ] = None,
     seed: Annotated[int, option(HOW, "N", "Seed of all that is random.")] = 0,
+    processes: Annotated[
+        int, option(HOW, "N", "Share the work among N processes on this machine; each needs memory of its own.")
+    ] = 1,
     finetune_epochs: Annotated[int, option(TRAIN, "N", "Train so long at the end, on all of --data.")] = 0,
     finetune_per_layer: Annotated[
         int, option(TRAIN, "N", "Prune group by group, and train so long after each (the paper's loop).")
@@ -152,6 +158,10 @@ def prune(
 
     Under torchrun, the processes share the calibration data: torchrun --nproc-per-node 2 -m thinet_onnx prune …
     """
+    if processes != 1 and interrupts.LINK not in os.environ:
+        with shared.one_line_errors(debug):
+            _check_processes(processes, training=bool(finetune_epochs or finetune_per_layer))
+        raise typer.Exit(linked.run(processes, shared.ARGUMENTS.get()))
     with shared.together(debug) as ranks:
         options = PruneOptions(
             target=Target.parse(target or DEFAULT_TARGET) if target or (keep is None and preset is None) else None,
@@ -210,7 +220,7 @@ def prune(
             "finetune": finetune, "test-data": test_data, "task": task, "classes": classes and str(classes),
         }  # fmt: skip
         interrupts.raise_from_now()
-        with shared.watched(quiet or not ranks.first, verbose) as progress:
+        with shared.watched(quiet or not ranks.first, verbose and ranks.first) as progress:
             common: dict[str, Any] = {
                 "preprocess": pixels, "test_data": test_data, "output": output, "progress": progress, "ranks": ranks,
                 "storage": storage,
@@ -221,6 +231,18 @@ def prune(
         if ranks.first:
             told = dataclasses.replace(result.report, command=shared.command_line())
             shared.show(told, json_file, quiet, report_file)
+
+
+def _check_processes(processes: int, *, training: bool) -> None:
+    """Refuse a number of processes that can't be started."""
+    if processes < 1:
+        raise OptionError(f"--processes {processes}: it must be 1 or more.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("--processes and torchrun don't go together: say the number to one of them.")
+    if training:
+        raise OptionError(
+            "--processes and --finetune-epochs or --finetune-per-layer don't go together: start the command with torchrun."
+        )
 
 
 def _check_reports(json_file: Path | None, report_file: Path | None, others: dict[str, Path | str | None]) -> None:

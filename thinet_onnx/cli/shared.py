@@ -123,7 +123,8 @@ def one_line_errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
             raise typer.Exit(2) from None
         _complain(str(error) if isinstance(error, ThinetError) else NO_MEMORY.format(error or "allocation failed"))
     except KeyboardInterrupt:
-        typer.echo(interrupts.MESSAGE, err=True)
+        if not interrupts.silent():
+            typer.echo(interrupts.MESSAGE, err=True)
         raise typer.Exit(interrupts.CODE) from None
 
 

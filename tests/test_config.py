@@ -270,4 +270,5 @@ def test_all_that_prune_can_be_asked_is_in_the_file_or_left_out_on_purpose(
         "state",  # these three change nothing of the result
         "save-moments",
         "from-moments",
+        "processes",
     }

@@ -32,10 +32,6 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 
 
-_SHRINK = ort.RunOptions()
-_SHRINK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-
-
 def version() -> str:
     """ONNX Runtime's version."""
     return str(ort.__version__)
@@ -91,16 +87,14 @@ def _cores() -> int:
     return max(1, (os.cpu_count() or 1) // processes) if processes > 1 else 0
 
 
-def run(
-    active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None, *, shrink: bool = False
-) -> list[Array]:
-    """One run; with `shrink` the session gives back afterwards what memory it took for it.
+def run(active: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None) -> list[Array]:
+    """One run.
 
     Raises:
         ModelError: ONNX Runtime fails on these feeds.
     """
     try:
-        results: list[Array] = active.run(names, feeds, _SHRINK if shrink else None)
+        results: list[Array] = active.run(names, feeds)
     except _ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime can't run the model on these inputs ({_first_line(error)}).") from error
     return results

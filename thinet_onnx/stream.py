@@ -20,6 +20,11 @@ from thinet_onnx.shelf import Kept, Shelf
 Array = np.ndarray[Any, Any]
 
 
+_STRIDE = (
+    12  # stops; at every such one begins a piece that goes to the end, for those who want to know what comes out there
+)
+
+
 class Stream:
     """One network's pass over the data.
 
@@ -47,7 +52,7 @@ class Stream:
         self._cache: list[dict[str, Kept]] = [{} for _ in batches]
         self._replaced: dict[tuple[int, int], Array] = {}
         self._held: list[dict[str, Kept]] = []
-        self._ahead: dict[int, Any] = {}  # sessions of segments that `rest` ran before the stream gets there
+        self._ahead: dict[tuple[int, int], Any] = {}  # sessions of segments (first, last) that `rest` ran
 
     def replace(self, node: Node, operand: int, value: Array) -> None:
         """From the next segment on, this operand of this node is `value`."""
@@ -63,7 +68,8 @@ class Stream:
         wanted = self._wanted(stop, self._cache[0].keys())
         later = self._needed_after(stop)
         inputs = self._segment_inputs(nodes) if wanted else []
-        active = self._ahead.pop(stop, None)
+        active = self._ahead.pop((stop, stop), None)
+        self._ahead = {piece: session for piece, session in self._ahead.items() if piece[0] > stop}
         for index, cache in enumerate(self._cache):
             there = self._values(index, cache, [*inputs, *(n for n in self._stops[stop] if n not in wanted)])
             if wanted:
@@ -87,8 +93,8 @@ class Stream:
     ) -> list[dict[str, Array]]:
         """What the last stop will show of some batches, if other weights are taken from the stop on that was reached last.
 
-        Tensors of the last stop that are there already are left out. Nothing of the stream changes. A segment whose weights
-        aren't replaced is built once, for this and for when the stream gets there.
+        Tensors of the last stop that are there already are left out. Nothing of the stream changes. What keeps its weights is
+        built once: the segments up to the next long piece, which the stream itself will run, and that piece.
 
         Args:
             stop: that was reached last.
@@ -100,21 +106,27 @@ class Stream:
             self._some({name: kept.get() for name, kept in self._cache[i].items()} | dict(self._batches[i]), items)
             for i in batches
         ]
-        following = [number for number in range(stop + 1, len(self._stops)) if self._segments[number]]
-        made = {name for number in following for node in self._segments[number] for name in node.outputs}
-        for number in following if batches else ():
-            nodes, later = self._segments[number], self._needed_after(number) | {*self._stops[-1]}
-            inputs, wanted = self._segment_inputs(nodes), self._wanted(number, values[0].keys())
+        last = len(self._stops) - 1
+        whole = min(-(-(stop + 1) // _STRIDE) * _STRIDE, last)  # from here on all is one piece
+        made = {name for nodes in self._segments[stop + 1 :] for node in nodes for name in node.outputs}
+        for first in range(stop + 1, whole + 1) if batches else ():
+            end = last if first == whole else first
+            nodes = [node for segment in self._segments[first : end + 1] for node in segment]
+            if not nodes:
+                continue
+            inputs, later = self._segment_inputs(nodes), self._needed_after(end) | {*self._stops[-1]}
+            wanted = [name for node in nodes for name in node.outputs if name in later] if end > first else None
+            wanted = wanted or self._wanted(first, values[0].keys())
             changed = {(node.index, place) for node in nodes for place in range(8)} & replaced.keys()
-            active = None if changed else self._ahead.get(number)
+            active = None if changed else self._ahead.get((first, end))
             for place, there in enumerate(values):
                 feeds = {name: there[name] for name in inputs}
                 if active is None:
                     weights = {**self._replaced, **replaced}
                     active = runtime.session(*segment.build(self._graph, nodes, feeds, wanted, weights))
                     if not changed:
-                        self._ahead[number] = active
-                both = there | dict(zip(wanted, runtime.run(active, feeds, wanted, shrink=True), strict=True))
+                        self._ahead[first, end] = active
+                both = there | dict(zip(wanted, runtime.run(active, feeds, wanted), strict=True))
                 values[place] = {name: value for name, value in both.items() if name in later or name in self._given}
         shown = [name for name in self._stops[-1] if name in made]
         return [

@@ -88,11 +88,14 @@ class Job:
     target: str
     scope: str
     shapes: dict[str, tuple[int, ...]]
+    reconstruct: str | None = None
 
     @property
     def options(self) -> PruneOptions:
         """Of the run."""
-        return PruneOptions(target=Target.parse(self.target), scope=self.scope, shapes=self.shapes)  # type: ignore[arg-type]
+        return PruneOptions(
+            target=Target.parse(self.target), scope=self.scope, shapes=self.shapes, reconstruct=self.reconstruct
+        )  # type: ignore[arg-type]
 
     def source(self) -> Source:
         """The images."""
@@ -153,6 +156,7 @@ def shared(job: Job, output: Path, processes: int) -> Row:
     command = [
         sys.executable, "-m", "thinet_onnx", "prune", str(job.model), str(output), "--data", str(job.data),
         "--target", job.target, "--scope", job.scope, "--json", str(told), "--quiet", "--processes", str(processes),
+        *((f"--reconstruct={job.reconstruct}",) if job.reconstruct else ()),
         *(f"--shape={name}:{','.join(map(str, sizes))}" for name, sizes in job.shapes.items()),
     ]  # fmt: skip
     started, most = subprocess.Popen(command), 0
@@ -309,7 +313,7 @@ def jobs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[Job, str, int
         if path.suffix != ".onnx":
             path = folder / "network.onnx"
             onnx.save(networks.make(network), path)
-        job = Job(path, folder / "images.npz", args.target, args.scope, parse_shapes(args.shape))
+        job = Job(path, folder / "images.npz", args.target, args.scope, parse_shapes(args.shape), args.reconstruct)
         setting = open_model(path, job.shapes)
         for samples in args.samples or suite.samples:
             if args.data is None:
@@ -338,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--target", default="macs=50%", help="what remains")
     made.add_argument("--scope", choices=("inner", "all"), default="inner")
+    made.add_argument("--reconstruct", choices=("joint", "full", "scale", "none"), help="default joint")
     made.add_argument("--peers", nargs="*", metavar="PATTERN", help=f"default none, in the suite {', '.join(PEERS)}")
     made.add_argument("--threads", type=int, default=0, help="default all")
     made.add_argument("--processes", type=int, default=1, help="of this package (default 1)")

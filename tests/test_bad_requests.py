@@ -145,6 +145,7 @@ TUNE = "finetune small.onnx out.onnx --teacher net.onnx --data data.npz --steps 
     ("--mix 0.5 --label-weight 1", "--mix and --label-weight contradict each other"),
     ("--compile --batch-norm learned", "--compile and --batch-norm learned don't go together"),
     ("--crop -1", "--crop -1: it must not be negative"),
+    ("--zoom 1", "--zoom 1: it must lie between 0 and 1, 1 excluded"),
     ("--epochs 0", "--epochs 0: it must be 1 or more"),
     ("--steps 0", "--steps 0: it must be 1 or more"),
     ("--batch 0", "--batch 0: it must be 1 or more"),

@@ -172,6 +172,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "features by name": {"feature_weight": 1.0, "features": ("v2",), "distill": 0.0},
     "channels last": {"channels_last": True},
     "shifted and mirrored": {"flip": True, "crop": 2, "layout": "nchw"},
+    "enlarged": {"zoom": 0.6, "layout": "nchw"},
     "unclipped": {"clip": 0.0, "learning_rate": 1e-3},
     "on the cpu": {"device": "cpu"},
     "in 16 bits": {"precision": "bf16"},
@@ -523,11 +524,35 @@ def test_images_are_mirrored_and_shifted_with_their_edges_continued(layout: str,
     seen = set()
     for seed in range(200):
         feeds = {"x": picture.copy()}
-        Variation(True, 1, 0.0, {"x": axes}).apply(feeds, slice(0, 1), np.random.default_rng(seed))
+        Variation(True, 1, inputs={"x": axes}).apply(feeds, slice(0, 1), np.random.default_rng(seed))
         seen.add(feeds["x"].tobytes())
     edges = np.pad(x.reshape(5, 6), 1, mode="edge")
     crops = [edges[i : i + 5, j : j + 6] for i in range(3) for j in range(3)]
     assert seen == {np.ascontiguousarray(c[:, ::s]).tobytes() for c in crops for s in (1, -1)}
+
+
+@pytest.mark.parametrize(("layout", "axes"), [("nchw", (2, 3)), ("nhwc", (1, 2))])
+def test_windows_of_images_are_enlarged(layout: str, axes: tuple[int, int]) -> None:
+    rows, columns = np.meshgrid(np.arange(40.0), np.arange(60.0), indexing="ij")
+    picture = np.stack([rows, columns], 0 if layout == "nchw" else 2).astype(np.float32)[None]
+    sides, corners = [], []
+    for seed in range(300):
+        feeds = {"x": picture.copy()}
+        Variation(zoom=0.5, inputs={"x": axes}).apply(feeds, slice(0, 1), np.random.default_rng(seed))
+        assert feeds["x"].dtype == np.float32
+        y, x = (np.take(feeds["x"][0], place, 0 if layout == "nchw" else 2) for place in (0, 1))
+        assert np.ptp(y, axis=1).max() < 1e-5  # upright: rows stay rows
+        assert np.ptp(x, axis=0).max() < 1e-5
+        inner = np.diff(y[2:-2, 0])
+        assert np.allclose(inner, inner[0], atol=1e-4)  # evenly spaced, as linear interpolation of a slope is
+        assert np.allclose(np.diff(x[0, 2:-2]), inner[0], atol=1e-4)  # the same in both directions
+        sides.append(float(inner[0]))
+        corners.append((float(y[0, 0]), float(x[0, 0])))
+    assert 0.5 <= min(sides) < 0.52
+    assert 0.98 < max(sides) <= 1
+    places = np.array(corners) / (1 - np.array(sides)[:, None]) / [40, 60]
+    assert np.quantile(places, 0.1, axis=0).max() < 0.2  # anywhere in the image
+    assert np.quantile(places, 0.9, axis=0).min() > 0.8
 
 
 def test_what_is_no_image_is_not_varied() -> None:
@@ -538,7 +563,7 @@ def test_what_is_no_image_is_not_varied() -> None:
         variation(True, 0, "auto", b.model().graph.input)
     unclear = Build()
     unclear.output(unclear.conv(unclear.input(shape=(1, 7, 8, 9)), 7, 3))
-    with pytest.raises(OptionError, match="--flip, --crop and --mix"):
+    with pytest.raises(OptionError, match="--flip, --crop, --zoom and --mix"):
         variation(True, 0, "auto", unclear.model().graph.input)
 
 

@@ -120,7 +120,7 @@ def prune(
         exclude: regular expressions; groups of matching nodes are left whole.
         round_to: multiple that widths are rounded to; by default by the width of the group.
         positions: at how many positions, over all samples, each layer is seen; by default by its width.
-        memory: bytes of activations that are kept in memory, 8e8 by default; the rest goes to temporary files.
+        memory: bytes of activations that are kept in memory, 6.4e7 by default; the rest goes to temporary files.
         drop_branches: residual branches may lose all their channels; with a latency target they always may.
         engine: where latency is measured, for a latency target: `ort`, `openvino` or `tensorrt`.
         latency_batch: at which batch; by default the file's own, 1 where it is open.

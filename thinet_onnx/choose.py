@@ -60,20 +60,27 @@ class View:
     solved: "Solved | None" = None
 
     @classmethod
-    def of(cls, watcher: Watcher, *, centred: bool) -> "View":
-        """What a watcher has gathered, summed up."""
+    def of(cls, watcher: Watcher, *, centred: bool, apart: bool = False) -> "View":
+        """What a watcher has gathered, summed up.
+
+        With `apart`, `parts` leave out the batches kept apart, too, where there are some: enough to rank by, and less work.
+        """
         units, zeros = watcher.zero_share()
         consumer, own = watcher.consumer, watcher.own
         biases = consumer.bias.reshape(len(consumer.matrix), -1)
         parts, fit, check = list[Statistics](), list[Statistics](), list[Statistics]()
         divided = all(half.count for halves in watcher.moments for half in halves)
         for (most, rest), matrix, bias in zip(watcher.moments, consumer.matrix, biases, strict=False):
-            both = most.plus(rest) if divided else most if most.count else rest
             halves = ((fit, most), (check, rest)) if divided else ()
-            for found, sums in ((parts, both), *halves):
+            whole = (
+                () if divided and apart else ((parts, most.plus(rest) if divided else most if most.count else rest),)
+            )
+            for found, sums in (*whole, *halves):
                 found.append(
                     sums.statistics(centred=centred, weights=matrix if own else None, bias=bias if own else None)
                 )
+        if apart and divided:
+            parts = fit
         watcher.moments.clear()
         return cls(consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros)
 

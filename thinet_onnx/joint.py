@@ -176,8 +176,8 @@ class Joint:
         axis = self.first.y_axis
         others = tuple(place for place in range(hidden.ndim) if place != axis % hidden.ndim)
         small = _SMALL * np.maximum(hidden.std(others, keepdims=True), 1e-6)
-        slope = (self.activation(hidden + small) - self.activation(hidden - small)) / (2 * small)
         value = self.activation(hidden)
+        slope = (self.activation(hidden + small) - value) / small
         second = self._unfold(value)
         answer = self._second(weights.second, second) + weights.second_bias[:, None]
         residual = (answer - batch.target) * self.scale

@@ -27,8 +27,8 @@ Tensors = dict[str, Array]
 
 MAX_COLUMNS = 8192  # wider inputs are seen through sampled rows, since n×n moments would not fit
 DRAWS = 10  # of each image for the paper's sampling
-_WORK = 5e9  # multiply-adds that the moments of one layer may cost, where that is rows enough
-_MOST_ROWS = 32768
+_WORK = 2.5e9  # multiply-adds that the moments of one layer may cost, where that is rows enough
+_MOST_ROWS = 16384
 _MOST_ANSWERS = 8e6  # numbers that a layer answers at these rows
 _WIDE = 2304  # columns, from which on twice as many rows as columns have to do
 

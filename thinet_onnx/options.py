@@ -25,7 +25,7 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 BOX_ORDERS: tuple[str, ...] = get_args(BoxOrder)
 
 _MOST_CLASSES = 100_000
-MEMORY = 800_000_000.0  # bytes
+MEMORY = 64_000_000.0  # bytes
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _COUNTED = {"macs": "MACs", "params": "parameters"}
 _PERCENT = 100  # a number up to this without a unit was meant as a share

@@ -71,7 +71,7 @@ class Run:
         self.fit, self.held = sources.split(source, HELD_OUT, options.seed)
         item = source.batch(self.fit[:1])
         elements = max(sum(array.size for array in item.values()), 1)
-        most = min(64, _BATCH_ELEMENTS // elements, len(self.fit) // _LEAST_BATCHES)
+        most = min(32, _BATCH_ELEMENTS // elements, len(self.fit) // _LEAST_BATCHES)
         wanted = max(1, most) if source.stackable else 1
         self.setting, shapes = examine(setting, one_and_two(source, self.fit))
         self.model = runtime.with_open_batch(self.setting.graph, shapes)

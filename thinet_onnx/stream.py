@@ -102,37 +102,42 @@ class Stream:
             batches: numbers of batches.
             items: show so many of each batch, and run no others where every tensor has them on its first axis; None: all.
         """
-        values = [
-            self._some({name: kept.get() for name, kept in self._cache[i].items()} | dict(self._batches[i]), items)
-            for i in batches
-        ]
+        shown = [name for name in self._stops[-1] if name in self._made_after(stop)]
+        own: dict[tuple[int, int], Any] = {}  # sessions with weights that only this call has
+        found = []
+        for index in batches:
+            cached = {name: kept.get() for name, kept in self._cache[index].items()}
+            there = self._follow(stop, replaced, self._some(cached | dict(self._batches[index]), items), own)
+            found.append({name: there[name][:items] for name in shown if name in there})
+        return found
+
+    def _made_after(self, stop: int) -> set[str]:
+        return {name for nodes in self._segments[stop + 1 :] for node in nodes for name in node.outputs}
+
+    def _follow(
+        self, stop: int, replaced: Mapping[tuple[int, int], Array], there: dict[str, Array],
+        own: dict[tuple[int, int], Any],
+    ) -> dict[str, Array]:  # fmt: skip
+        """Tensors of one batch at the last stop, from those at another."""
         last = len(self._stops) - 1
         whole = min(-(-(stop + 1) // _STRIDE) * _STRIDE, last)  # from here on all is one piece
-        made = {name for nodes in self._segments[stop + 1 :] for node in nodes for name in node.outputs}
-        for first in range(stop + 1, whole + 1) if batches else ():
+        for first in range(stop + 1, whole + 1):
             end = last if first == whole else first
             nodes = [node for segment in self._segments[first : end + 1] for node in segment]
             if not nodes:
                 continue
             inputs, later = self._segment_inputs(nodes), self._needed_after(end) | {*self._stops[-1]}
             wanted = [name for node in nodes for name in node.outputs if name in later] if end > first else None
-            wanted = wanted or self._wanted(first, values[0].keys())
+            wanted = wanted or self._wanted(first, there.keys())
             changed = {(node.index, place) for node in nodes for place in range(8)} & replaced.keys()
-            active = None if changed else self._ahead.get((first, end))
-            for place, there in enumerate(values):
-                feeds = {name: there[name] for name in inputs}
-                if active is None:
-                    weights = {**self._replaced, **replaced}
-                    active = runtime.session(*segment.build(self._graph, nodes, feeds, wanted, weights))
-                    if not changed:
-                        self._ahead[first, end] = active
-                both = there | dict(zip(wanted, runtime.run(active, feeds, wanted), strict=True))
-                values[place] = {name: value for name, value in both.items() if name in later or name in self._given}
-        shown = [name for name in self._stops[-1] if name in made]
-        return [
-            {name: there[name] if items is None else there[name][:items] for name in shown if name in there}
-            for there in values
-        ]
+            sessions, feeds = own if changed else self._ahead, {name: there[name] for name in inputs}
+            if (first, end) not in sessions:
+                weights = {**self._replaced, **replaced}
+                model = segment.build(self._graph, nodes, feeds, wanted, weights)
+                sessions[first, end] = runtime.session(*model)
+            both = there | dict(zip(wanted, runtime.run(sessions[first, end], feeds, wanted), strict=True))
+            there = {name: value for name, value in both.items() if name in later or name in self._given}
+        return there
 
     def _some(self, values: dict[str, Array], items: int | None) -> dict[str, Array]:
         """The first items of a batch; all of them where some tensor doesn't have them on its first axis."""

@@ -145,7 +145,7 @@ class Sweep:
                 for batch in tensors:
                     watcher.add(batch)
                 watcher.add_up(self.data.ranks)
-                views[consumer] = View.of(watcher, centred=self.chooser.centred)
+                views[consumer] = View.of(watcher, centred=self.chooser.centred, apart=self.chooser.options.refits)
                 for group in [group for group, place in last.items() if place == stop]:
                     assert trial is not None
                     ahead = len(readers[group]) == 1 and consumer.bias_known  # nothing that changes has run yet

@@ -26,7 +26,8 @@ Answers = list[list[Array]]
 Run = Callable[[list[Refit], Sequence[int]], Answers]
 """The graph's outputs with some weights replaced, for some of this process's calibration batches."""
 
-_MOST_IMAGES, _LEAST_IMAGES = 256, 8
+_MOST_IMAGES, _LEAST_IMAGES = 64, 8
+_PART = 8  # images that run at once
 _SHARES = (0.5,)  # of a group that is removed; of its channels that aren't dead, which all go first
 _FAR = 1e6  # stands for a distance that isn't a number
 
@@ -68,7 +69,7 @@ class Trial:
         batch, count = max(first.shape[0] if first.ndim else 1, 1), data.numbers.count
         images = np.clip(count * batch // max(candidates, 1), _LEAST_IMAGES, _MOST_IMAGES)
         apart = [number for number in range(count) if is_check(number)] or list(range(count))
-        wanted = min(max(1, -(-int(images) // batch)), len(apart))
+        wanted = min(max(1, -(-int(images) // min(batch, _PART))), len(apart))
         spread = (apart[len(apart) * place // wanted] - data.numbers.first for place in range(wanted))
         self._batches = [place for place in spread if 0 <= place < len(data.own)]
         some = -(-int(images) // wanted)

@@ -60,6 +60,9 @@ def finetune(
     layout: Layouts = "auto",
     flip: Annotated[bool, option(shared.PIXELS, "", "Mirror half of the images.", "--flip")] = False,
     crop: Annotated[int, option(shared.PIXELS, "N", "Shift images by up to N pixels.")] = _DEFAULT.crop,
+    zoom: Annotated[
+        float, option(shared.PIXELS, "SHARE", "Enlarge windows of images, their sides this share or more.")
+    ] = _DEFAULT.zoom,
     mix: Annotated[float, option(shared.PIXELS, "SHARE", "Mix so many images with another one.")] = _DEFAULT.mix,
     distill: Annotated[float, option(LEARN, "W", "Weight of the distance to ORIGINAL's outputs.")] = _DEFAULT.distill,
     temperature: Annotated[float, option(LEARN, "T", "Softens class scores.")] = _DEFAULT.temperature,
@@ -126,8 +129,8 @@ def finetune(
             weight_decay=weight_decay, warmup=warmup, clip=clip, ema=ema, distill=distill, temperature=temperature,
             output_weights=_weights(output_weight or []), feature_weight=feature_weight, features=tuple(feature or ()),
             label_weight=label_weight, loss=loss, loss_weight=loss_weight, trainable_from=trainable_from, flip=flip,
-            crop=crop, mix=mix, layout=layout, batch_norm=batch_norm, device=device, precision=precision, compile=compiled,
-            channels_last=channels_last, held_out=held_out, validate_every=validate_every, patience=patience,
+            crop=crop, mix=mix, zoom=zoom, layout=layout, batch_norm=batch_norm, device=device, precision=precision,
+            compile=compiled, channels_last=channels_last, held_out=held_out, validate_every=validate_every, patience=patience,
             checkpoint_every=checkpoint_every, seed=seed,
         )  # fmt: skip
         pixels, shapes = shared.preprocess(mean, std, scale, resize, layout), parse_shapes(shape or [])

@@ -105,7 +105,7 @@ def prune(
     ] = None,
     memory: Annotated[
         str | None,
-        option(DATA, "SIZE", "Keep so much of activations in memory, the rest in files.", default="800M"),
+        option(DATA, "SIZE", "Keep so much of activations in memory, the rest in files.", default="64M"),
     ] = None,
     drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
     engine: Annotated[EngineName, option(TIME, "NAME", "ort, openvino or tensorrt.")] = "ort",

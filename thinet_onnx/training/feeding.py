@@ -14,9 +14,10 @@ from thinet_onnx.images import ImageInput, Preprocess
 
 @dataclass(frozen=True)
 class Variation:
-    """How images are varied: mirrored, shifted by up to `crop` pixels, their edges continued, and mixed.
+    """How images are varied: mirrored, shifted by up to `crop` pixels, their edges continued, enlarged, and mixed.
 
-    `mix` is the share of items that are replaced by λ of themselves and 1 − λ of another one, λ uniform in 0..1 (mixup,
+    With `zoom` a window whose sides are uniform in `zoom` … 1 of the image's is stretched over all of it, linearly between
+    pixels. `mix` is the share of items that are replaced by λ of themselves and 1 − λ of another one, λ uniform in 0..1 (mixup,
     Zhang et al., 2018; for distillation Beyer et al., 2022). The original is sure of what it was trained on, but not of
     mixtures: there its answers say most. `inputs` are (height axis, width axis) of each input that holds images; all of an
     item's are varied alike.
@@ -25,29 +26,46 @@ class Variation:
     flip: bool = False
     crop: int = 0
     mix: float = 0.0
+    zoom: float = 0.0
     inputs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def apply(self, feeds: dict[str, Array], place: slice, rng: np.random.Generator) -> None:
         """Vary some rows of the feeds, in place."""
         mirrored = self.flip and rng.random() < 0.5
         shifts = rng.integers(-self.crop, self.crop + 1, 2)
+        size, starts = (rng.uniform(self.zoom, 1), rng.random(2)) if self.zoom else (1.0, np.zeros(2))
         for name, axes in self.inputs.items():
             part = feeds[name][place]
-            for axis, shift in zip(axes, shifts, strict=True):
+            for axis, shift, start in zip(axes, shifts, starts, strict=True):
                 places = np.clip(np.arange(part.shape[axis]) + shift, 0, part.shape[axis] - 1)
                 if mirrored and axis == axes[1]:
                     places = places[::-1]
                 part = part.take(places, axis)
+                if self.zoom:
+                    part = _stretched(part, axis, size, start)
             feeds[name][place] = part
 
 
-def variation(flip: bool, crop: int, layout: str, inputs: Sequence[onnx.ValueInfoProto], mix: float = 0.0) -> Variation:
+def _stretched(x: Array, axis: int, size: float, start: float) -> Array:
+    """A part of an axis, `size` of it and `start` (0 … 1) of the way along, over all of it; linear in between."""
+    length = x.shape[axis]
+    places = (np.arange(length) + 0.5) * size + start * (1 - size) * length - 0.5
+    places = np.clip(places, 0, length - 1)
+    below = np.minimum(places.astype(np.int64), max(length - 2, 0))
+    shares = (places - below).astype(x.dtype).reshape(-1, *[1] * (x.ndim - axis - 1))
+    low, high = x.take(below, axis), x.take(np.minimum(below + 1, length - 1), axis)
+    return np.asarray(low + shares * (high - low))
+
+
+def variation(
+    flip: bool, crop: int, layout: str, inputs: Sequence[onnx.ValueInfoProto], mix: float = 0.0, zoom: float = 0.0
+) -> Variation:
     """The variation of a model's image inputs: those of rank 4 and a float type.
 
     Raises:
         OptionError: there is none, or its layout can't be told.
     """
-    if not flip and not crop and not mix:
+    if not flip and not crop and not mix and not zoom:
         return Variation()
     found: dict[str, tuple[int, int]] = {}
     for value in inputs:
@@ -58,13 +76,13 @@ def variation(flip: bool, crop: int, layout: str, inputs: Sequence[onnx.ValueInf
             try:
                 image = ImageInput.resolve(InputSpec(value.name, sizes, dtype), Preprocess(layout=layout))  # type: ignore[arg-type]
             except DataError as error:
-                raise OptionError(f"--flip, --crop and --mix: {error}") from None
+                raise OptionError(f"--flip, --crop, --zoom and --mix: {error}") from None
             found[value.name] = (2, 3) if image.layout == "nchw" else (1, 2)
     if not found:
         raise OptionError(
-            "--flip, --crop and --mix apply to images, but no input of the model has rank 4 and a float type."
+            "--flip, --crop, --zoom and --mix apply to images, but no input of the model has rank 4 and a float type."
         )
-    return Variation(flip, crop, mix, found)
+    return Variation(flip, crop, mix, zoom, found)
 
 
 class Feeding:

@@ -45,8 +45,9 @@ class FinetuneOptions:
     Where: `precision` bf16 multiplies in 16 bits with 32-bit weights (auto: on a GPU that can), `compile` uses
     `torch.compile`, `channels_last` keeps channels innermost.
 
-    On what: items are mirrored (`flip`, half of them), shifted by up to `crop` pixels and mixed in pairs (`mix`, this share
-    of them) if their input is an image of `layout`; `held_out` is the share that is never trained on, 1,024 items at most.
+    On what: items are mirrored (`flip`, half of them), shifted by up to `crop` pixels, enlarged (`zoom`: from a window
+    whose sides are this share of the image's or more; 0: not) and mixed in pairs (`mix`, this share of them) if their input is
+    an image of `layout`; `held_out` is the share that is never trained on, 1,024 items at most.
     After each epoch, or every `validate_every` steps, the loss on it is taken (mixed where training mixes), and the best
     weights are kept; `patience` validations without a better one end the run (0: never). A checkpoint is written at every
     validation and every `checkpoint_every` steps (0: not in between).
@@ -76,6 +77,7 @@ class FinetuneOptions:
     flip: bool = False
     crop: int = 0
     mix: float = 0.0
+    zoom: float = 0.0
     layout: Layout = "auto"
     batch_norm: BatchNorm = "frozen"
     device: Device = "auto"
@@ -124,7 +126,7 @@ class FinetuneOptions:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must not be negative.")
         if not 0 <= self.mix <= 1:
             raise OptionError(f"--mix {self.mix:g}: the share of images to mix must lie between 0 and 1.")
-        for name in ("momentum", "warmup", "ema"):
+        for name in ("momentum", "warmup", "ema", "zoom"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must lie between 0 and 1, 1 excluded.")
 

@@ -25,6 +25,7 @@ from thinet_onnx.data import InputSpec, Preprocess, Source, open_source, random_
 from thinet_onnx.errors import ThinetError
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_SLEEP = ("OPENBLAS_THREAD_TIMEOUT", "10")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GIB = 1 << 30
 
@@ -76,8 +77,12 @@ def in_child(
 
 @contextmanager
 def _threads_of_children(threads: int) -> Iterator[None]:
-    """Processes that start meanwhile have this many threads for linear algebra (0: as many as this one would)."""
-    before = {name: os.environ.get(name) for name in _THREADS}
+    """Processes that start meanwhile have this many threads for linear algebra (0: as many as this one would).
+
+    They put them to sleep as soon as the command does, which loads the package before NumPy.
+    """
+    before = {name: os.environ.get(name) for name in (*_THREADS, _SLEEP[0])}
+    os.environ.setdefault(*_SLEEP)
     if threads:
         os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     try:

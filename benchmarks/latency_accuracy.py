@@ -9,6 +9,8 @@ and the first file, the next share lying on the line through the nearest measure
 --close, for at most --steps steps; the nearest is taken. Both files then run in turn with the original once more, and on the
 test images: top-1 accuracy where there are labels, agreement with the original's top-1, error of the outputs.
 
+A file that takes one image at a time is measured, and pruned, as a copy that takes any number.
+
 Every run of `prune` and every measurement is a process of its own. The JSON file is written after each step.
 """
 
@@ -21,15 +23,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 from accuracy_cases import Case
 from accuracy_measure import Reference, open_data
 from common import GIB, ChildError, in_child
 
 import thinet_onnx
-from thinet_onnx import engines, summary
+from thinet_onnx import engines, runtime, summary
 from thinet_onnx.cli.shared import floats
+from thinet_onnx.data import random_source
 from thinet_onnx.errors import ThinetError
 from thinet_onnx.machine import machine
+from thinet_onnx.setting import closed_inputs, open_model
 
 Row = dict[str, Any]
 _LEAST, _MOST = 0.02, 0.99  # of the MACs, that are tried
@@ -186,16 +191,32 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def opened(path: Path, folder: Path, batch: int) -> Path:
+    """The file, or a copy with an open batch where its own is another number.
+
+    Raises:
+        ThinetError: the file can't be read.
+    """
+    setting = open_model(path, {})
+    if all(spec.shape[0] in (None, batch) for spec in setting.inputs):
+        return path
+    feeds = random_source(closed_inputs(setting, {}), samples=1, seed=0).batch([0])
+    copy = runtime.runnable(runtime.with_open_batch(setting.graph, runtime.observed_shapes(setting.graph, feeds)))
+    onnx.save(copy, folder / f"{path.stem}_open.onnx")
+    return folder / f"{path.stem}_open.onnx"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; 1 if a child failed, 2 for a mistake in the options."""
     args = parser().parse_args(arguments)
     try:
         engines.make(args.engine)
         pixels = {"mean": floats("--mean", args.mean), "std": floats("--std", args.std)}
-        case = Case(args.model, args.calibration, args.test, (), samples=args.samples, tests=args.tests, pixels=pixels)
         with tempfile.TemporaryDirectory() as folder:
             files = args.files or Path(folder)
             files.mkdir(parents=True, exist_ok=True)
+            model = opened(args.model, files, args.batch)
+            case = Case(model, args.calibration, args.test, (), samples=args.samples, tests=args.tests, pixels=pixels)
             Comparison(args, case, files).run()
     except (ThinetError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -491,7 +491,7 @@ def test_every_item_is_seen_once_in_an_epoch_in_an_order_of_its_own() -> None:
 
 
 def test_images_are_varied_by_seed_epoch_and_item_alone() -> None:
-    feeding = Feeding(pictures(), list(range(10)), 4, 0, Variation(True, 1, 0.0, {"x": (2, 3)}))
+    feeding = Feeding(pictures(), list(range(10)), 4, 0, Variation(True, 1, inputs={"x": (2, 3)}))
     alone, joined = feeding.feeds([7], 2)["x"], feeding.feeds([1, 7], 2)["x"]
     assert np.array_equal(alone[0], joined[1])
     assert not np.array_equal(feeding.feeds(list(range(10)), 1)["x"], feeding.feeds(list(range(10)), 2)["x"])

@@ -394,3 +394,38 @@ class TestPipeline:
         assert report["latency_target"]["threads"] == 1
         assert report["after"]["macs"] < report["before"]["macs"]
         small_models.run(onnx.load(output), {"x": np.zeros((3, 3, 8, 8), np.float32)})
+
+
+class Keeping(Watch):
+    """Keeps the files that it timed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[onnx.ModelProto] = []
+
+    def both(self, first: onnx.ModelProto, second: onnx.ModelProto, feeds: Feeds, seconds: float) -> Compared:
+        self.seen.append(second)
+        return super().both(first, second, feeds, seconds)
+
+
+def constant_biases(model: onnx.ModelProto) -> tuple[tuple[tuple[int, ...], bool], ...]:
+    """For each convolution the shape of its weight, and whether its bias is a constant of the file."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    return tuple((tuple(constants[node.input[1]].dims), node.input[2] in constants) for node in convs)
+
+
+@pytest.mark.parametrize(("way", "constant"), [("joint", 2), ("full", 1), ("none", 0)])
+def test_what_is_timed_has_the_biases_that_the_refit_will_make_constants(way: str, constant: int) -> None:
+    net = Net(0, opset=18)
+    x = net.input("x", ("N", 3, 8, 8))
+    for index, (channels, filters) in enumerate([(3, 4), (4, 16), (16, 4)]):
+        bias = net.node("CastLike", net.tensor(net.rng.standard_normal(filters)), x)  # doubles, until it runs
+        weight = net.weight(filters, channels, 3, 3)
+        x = net.relu(net.node("Conv", x, weight, bias, name=f"conv{index}", pads=[1] * 4))
+    model, watch = net.model(net.head(x, 4)), Keeping()
+    data = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    options = PruneOptions(target=Target.parse("latency=80%"), reconstruct=way, include=("conv1",))  # type: ignore[arg-type]
+    final = pipeline.prune(model, data, options, stopwatch=watch).model
+    assert sum(is_constant for _, is_constant in constant_biases(final)) == constant
+    assert constant_biases(final) in [constant_biases(seen) for seen in watch.seen]

@@ -12,6 +12,8 @@ from thinet_onnx import pairs, polish, runtime
 from thinet_onnx.consumers import collect
 from thinet_onnx.graph import Graph
 from thinet_onnx.groups import analyse
+from thinet_onnx.joint import Rows, Weights
+from thinet_onnx.ranks import ALONE
 
 
 def found(model: onnx.ModelProto) -> dict[str, tuple[str, list[str]]]:
@@ -135,3 +137,14 @@ def test_a_step_that_images_kept_apart_dont_approve_is_not_taken(monkeypatch: py
     )  # the wrong way
     stubborn = thinet_onnx.prune(model, data, keep=0.5, reconstruct="joint")
     assert stubborn.model.graph == plain.model.graph
+
+
+@pytest.mark.parametrize(("positions", "turns"), [(800, 8), (799, 4), (400, 4), (200, 2), (199, 1), (10, 1)])
+def test_the_curvature_is_seen_in_as_small_a_part_as_has_positions_enough(positions: int, turns: int) -> None:
+    columns = 25  # of the wider layer: 100 positions at least in each part
+    weights = Weights(np.zeros((1, 4, 9)), np.zeros(4), np.zeros((1, 2, columns)), np.zeros(2))
+    rows = [
+        Rows(np.zeros((1, 1)), np.zeros((2, len(part))), k)
+        for k, part in enumerate(np.array_split(range(positions), 8))
+    ]
+    assert polish._turns(rows, weights, ALONE) == turns

@@ -10,7 +10,7 @@ from thinet_onnx.shelf import Kept, Shelf
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
-MEMORY = 32_000_000  # bytes of inputs that are kept in memory
+MEMORY = 8_000_000  # bytes of inputs that are kept in memory
 
 
 class Batches(Sequence[Feeds]):

@@ -144,11 +144,13 @@ class Polisher:
         )
 
     def _rows(self, place: int, channels: Bools) -> list[Rows]:
-        """What was gathered, some channels of it, in chunks."""
+        """What was gathered, some channels of it, in chunks; it is let go here."""
         axis = self.pair.producer.layer.x_axis
         numbers = self.pair.producer.columns + self.pair.consumer.columns
         chunks = _chunked(self._x[place], self._targets[place], self._blocks[place], numbers)
-        return [Rows(np.compress(channels, x, axis), target, turn) for x, target, turn in chunks]
+        rows = [Rows(np.compress(channels, x, axis), target, turn) for x, target, turn in chunks]
+        self._x[place], self._targets[place] = [], []
+        return rows
 
 
 def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Rows]) -> Weights | None:

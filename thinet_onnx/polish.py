@@ -30,7 +30,7 @@ _ITEMS, _MOST_TIMES = 900, 2.0  # from so many inputs on both grow with their nu
 _LEAST_ROWS = 4  # positions for each input column; where there are more but the work would be too much: no joint refit
 _MOST_NUMBERS = 1e8  # float32 values that the unfolded inputs of one pair may take
 _CHUNK = 1e6  # of them that are worked on at a time
-_ROUNDS, _ITERATIONS, _TURNS = 6, 8, (8, 4, 2)
+_ROUNDS, _ITERATIONS, _TURNS = 6, 8, 8
 _DAMPING, _LESS, _MORE, _FAILED = 1.0, 0.3, 3.0, 10.0  # at first; its factor after a full step, a shorter one, and none
 _ALL = np.ones(1, bool)
 _WORTH = 0.005  # share of the error that a round must save for another one
@@ -180,13 +180,13 @@ def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Row
 
 
 def _turns(rows: list[Rows], weights: Weights, ranks: Ranks) -> int:
-    """In how many parts the batches take turns to show the curvature: as many as have positions enough for it each."""
-    positions = np.zeros(_TURNS[0])
+    """In how many parts the batches take turns to show the curvature: 1 where a part would have too few positions for it."""
+    positions = np.zeros(_TURNS)
     for batch in rows:
-        positions[batch.turn % len(positions)] += batch.target.shape[1]
+        positions[batch.turn % _TURNS] += batch.target.shape[1]
     ranks.add_up(positions)
-    least = _LEAST_ROWS * max(weights.first.shape[2], weights.second.shape[2])
-    return next((count for count in _TURNS if positions.reshape(-1, count).sum(0).min() >= least), 1)
+    columns = max(weights.first.shape[2], weights.second.shape[2])
+    return _TURNS if positions.min() >= _LEAST_ROWS * columns else 1
 
 
 def _chunked(

@@ -59,7 +59,7 @@ def curve(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> tuple[Arra
 
     def spied(self: trial.Trial, group: int, views: Any) -> Any:
         found = cuts(self, group, views)
-        tried.append(list(found[1]))
+        tried.append(list(found[2]))
         return found
 
     with monkeypatch.context() as patch:

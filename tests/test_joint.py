@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small_models
 
+from thinet_onnx.crew import crew
 from thinet_onnx.graph import Graph
 from thinet_onnx.joint import Joint, Rows, Shape, Weights, _Sums
 from thinet_onnx.rules.linear import convolution_window
@@ -110,7 +111,7 @@ def test_the_gradient_is_the_adjoint_of_the_push(name: str) -> None:
     pushed = case.problem._push(case.weights, seen, step)
     r = np.random.default_rng(2).standard_normal(pushed.shape).astype(np.float32)
     sums = _Sums(case.weights)
-    case.problem._add_gradient(sums, case.weights, seen, r)
+    sums.add(case.problem._gradient(case.weights, seen, r))
     gradient = case.problem._mean(sums, 1.0)
     assert float(np.vdot(pushed, r)) / pushed.shape[1] == pytest.approx(step.dot(gradient), rel=1e-3, abs=1e-4)
 
@@ -181,3 +182,37 @@ def test_turns_share_the_curvature_and_all_rows_make_the_gradient() -> None:
     share = second.target.shape[1] / (second.target.shape[1] + met.target.shape[1])
     for one, other in zip(alone.all(), diluted.all(), strict=True):
         np.testing.assert_allclose(other, share * one, rtol=1e-2, atol=1e-4 * float(np.abs(one).max()))
+
+
+@pytest.mark.parametrize("name", ["3x3-3x3", "depthwise-1x1", "transposed-3x3", "connected"])
+@pytest.mark.parametrize("free", [True, False])
+def test_statistics_are_those_of_what_the_second_layer_reads(name: str, free: bool) -> None:
+    case = make(name, biases=(True, free))
+    half = len(case.rows[0].x) // 2
+    positions = case.rows[0].target.shape[1] // len(case.rows[0].x)
+    parts = [
+        Rows(
+            case.rows[0].x[some], case.rows[0].target[:, slice(*(n and n * positions for n in (some.start, some.stop)))]
+        )
+        for some in (slice(0, half), slice(half, None))
+    ]
+    found = case.problem.statistics(case.weights, parts)
+    hidden, _ = case.problem._hidden(case.weights, case.rows[0].x)
+    rows = case.problem._unfold(case.problem.activation(hidden))[0].T.astype(np.float64)
+    targets = case.rows[0].target.T - (0 if free else case.weights.second_bias)
+    less_u, less_t = (rows.mean(0), targets.mean(0)) if free else (0, 0)
+    np.testing.assert_allclose(found.h, (rows - less_u).T @ (rows - less_u) / len(rows), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.p, (targets - less_t).T @ (rows - less_u) / len(rows), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.energy, np.square(targets - less_t).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.u, rows.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_step_on_one_thread_and_by_a_crew() -> None:
+    case = make("3x3-3x3")
+    rows = [Rows(case.rows[0].x + 0.1 * number, case.rows[0].target, number) for number in range(9)]
+    alone = case.problem.step(case.weights, rows, 0.1, 5, 0, 2)
+    with crew() as each:
+        case.problem.each = each
+        together = case.problem.step(case.weights, rows, 0.1, 5, 0, 2)
+    for one, other in zip(alone.all(), together.all(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -5,13 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+import small_models
 from small_models import Net
 
 import thinet_onnx
 from thinet_onnx import pairs, polish, runtime
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.consumers import collect
 from thinet_onnx.graph import Graph
-from thinet_onnx.groups import analyse
+from thinet_onnx.groups import Analysis, analyse
 from thinet_onnx.joint import Rows, Weights
 from thinet_onnx.ranks import ALONE
 
@@ -25,6 +27,12 @@ def found(model: onnx.ModelProto) -> dict[str, tuple[str, list[str]]]:
         consumer.name: (pair.producer.name, [node.op for node in pair.chain])
         for consumer, pair in pairs.find(analysis, collect(analysis)).items()
     }
+
+
+def found_pairs(model: onnx.ModelProto) -> tuple[list[pairs.Pair], Analysis]:
+    graph = Graph(model)
+    analysis = analyse(graph, runtime.observed_shapes(graph, {"x": np.zeros((1, 3, 8, 8), np.float32)}))
+    return list(pairs.find(analysis, collect(analysis)).values()), analysis
 
 
 def between(make: Callable[[Net, str], str], **attributes: int) -> dict[str, tuple[str, list[str]]]:
@@ -130,7 +138,9 @@ def test_a_joint_refit_leaves_less_error_behind_every_group(seed: int) -> None:
 
 def test_a_step_that_images_kept_apart_dont_approve_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = student()
-    plain = thinet_onnx.prune(model, data, keep=0.5, reconstruct="full")
+    with monkeypatch.context() as patch:
+        patch.setattr(polish, "_ROUNDS", 0)
+        plain = thinet_onnx.prune(model, data, keep=0.5, reconstruct="joint")
     real = polish.Joint.step
     monkeypatch.setattr(
         polish.Joint, "step", lambda *arguments: real(*arguments).plus(real(*arguments), -3.0)
@@ -148,3 +158,37 @@ def test_the_curvature_is_seen_in_a_part_that_has_positions_enough_or_in_all(pos
         for k, part in enumerate(np.array_split(range(positions), 8))
     ]
     assert polish._turns(rows, weights, ALONE) == turns
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.7])
+def test_what_a_pair_is_refitted_on_is_spread_evenly_over_images_to_fit_and_to_check(share: float) -> None:
+    model, data = student()
+    (pair, *_), analysis = found_pairs(model)
+    calibration = Calibration.open(ALONE, lambda rows: {"x": data[rows]}, [0] * 1600, 4)
+    polisher = polish.Polisher(pair, analysis, calibration)
+    polisher._share = share
+    names = [*pair.consumer.answered, *pair.observed]
+    shown = small_models.run_for(model, names, {"x": data[:4]})
+    for _ in range(400):
+        polisher.add(shown, shown)
+    fit, check = (sum(map(len, part)) for part in polisher._x)
+    assert fit / 1200 == pytest.approx(share, abs=0.02)
+    assert check / 400 == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(("items", "joint"), [(128, True), (12, False)])
+def test_a_pair_needs_batches_enough_to_keep_some_apart(items: int, joint: bool) -> None:
+    model, data = student()
+    (pair, *_), analysis = found_pairs(model)
+    calibration = Calibration.open(ALONE, lambda rows: {"x": data[rows]}, range(items), 4)
+    assert bool(polish.share(pair, analysis.shapes, calibration)) == joint
+
+
+def test_a_stream_that_only_the_producer_leads_to_is_no_pair() -> None:
+    """What the consumer adds to would have to be known before its producer is."""
+    net = Net()
+    x = net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="a")
+    y = net.relu(x)
+    other = net.node("GlobalAveragePool", x)
+    z = net.node("Add", net.conv(y, 6, 6, name="b"), other)
+    assert "b" not in found(net.model(net.head(net.relu(z), 6)))

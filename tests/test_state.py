@@ -263,7 +263,7 @@ class TestMoments:
     def test_only_what_is_needed_later_is_kept(self, finished: Path) -> None:
         arrays, about = archive.read(finished / "moments.npz", "moments")
         assert len(about["views"]) == 2  # the second readers of stem and of the sum
-        assert {name.split("/")[0] for name in arrays} == {"error", "curve", "view"}
+        assert {name.split("/")[0] for name in arrays} == {"error", "curve", "order", "view"}
 
     def test_a_step_holds_new_weights_alone(self, finished: Path) -> None:
         errors = [archive.read(path, "a step")[1]["errors"] for path in sorted(finished.glob("step-*.npz"))]

@@ -120,7 +120,8 @@ def prune(
         exclude: regular expressions; groups of matching nodes are left whole.
         round_to: multiple that widths are rounded to; by default by the width of the group.
         positions: at how many positions, over all samples, each layer is seen; by default by its width.
-        memory: bytes of activations that are kept in memory, 6.4e7 by default; the rest goes to temporary files.
+        memory: bytes of activations that are kept in memory, 6.4e7 by default, more for wide
+            layers; the rest goes to temporary files.
         drop_branches: residual branches may lose all their channels; with a latency target they always may.
         engine: where latency is measured, for a latency target: `ort`, `openvino` or `tensorrt`.
         latency_batch: at which batch; by default the file's own, 1 where it is open.
@@ -152,14 +153,14 @@ def prune(
     from thinet_onnx import pipeline
     from thinet_onnx.config import of_prune
     from thinet_onnx.data import Preprocess
-    from thinet_onnx.options import MEMORY, PruneOptions, Show, Storage, Target
+    from thinet_onnx.options import PruneOptions, Show, Storage, Target
 
     if target is None and keep is None and preset is None:
         target = "macs=50%"
     options = PruneOptions(
         target=None if target is None else Target.parse(target), keep=keep, method=method, reconstruct=reconstruct,
         scope=scope, include=tuple(include), exclude=tuple(exclude), round_to=round_to, samples=samples, seed=seed,
-        positions=positions, memory=MEMORY if memory is None else memory, drop_branches=drop_branches, preset=preset,
+        positions=positions, memory=memory, drop_branches=drop_branches, preset=preset,
         engine=engine, latency_batch=latency_batch, threads=threads, shapes=dict(shapes or {}),
     )  # fmt: skip
     preprocess = Preprocess(**pixels)

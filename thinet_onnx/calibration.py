@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnx
@@ -86,6 +86,36 @@ class Calibration:
         first, end = count * mine[0] // blocks, count * (mine[-1] + 1) // blocks
         own = Batches(make, rows[first * size : end * size], size)
         return cls(ranks, len(rows), Numbers(first, count, blocks), own)
+
+    def some(self, items: int) -> "Calibration":
+        """As many batches as hold so many items, spread evenly; these themselves where that is most of them."""
+        size = -(-self.items // self.numbers.count)
+        wanted = -(-items // (size * _BLOCKS)) * _BLOCKS
+        if 4 * wanted > 3 * self.numbers.count:
+            return self
+        chosen = [self.numbers.count * place // wanted - self.numbers.first for place in range(wanted)]
+        mine = [place for place in chosen if 0 <= place < len(self.own)]
+        first = sum(place < 0 for place in chosen)
+        return Calibration(self.ranks, wanted * size, Numbers(first, wanted, _BLOCKS), _Some(self.own, mine))
+
+
+class _Some(Sequence[Feeds]):
+    """Some of the batches."""
+
+    def __init__(self, whole: Sequence[Feeds], places: list[int]) -> None:
+        self._whole, self._places = whole, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Feeds: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Feeds]: ...
+    def __getitem__(self, index: int | slice) -> Feeds | list[Feeds]:
+        if isinstance(index, slice):
+            return [self._whole[place] for place in self._places[index]]
+        return self._whole[self._places[index]]
 
 
 def check_same(ranks: Ranks, samples: int, model: onnx.ModelProto) -> None:

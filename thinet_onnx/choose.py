@@ -19,17 +19,17 @@ from thinet_onnx.labels import Ids
 from thinet_onnx.moments import Statistics, objective
 from thinet_onnx.observe import Watcher
 from thinet_onnx.options import PruneOptions
+from thinet_onnx.reconstruct import RIDGE
 from thinet_onnx.surgery import Refit
 from thinet_onnx.unfold import weight_matrix
 
 Array = np.ndarray[Any, Any]
 Doubles = NDArray[np.float64]
 
-RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
 _MANY_COLUMNS = 2304  # from here on a refit is dear: ranking goes by units, and fewer widths are checked
+_MANY_RIDGE = 1e-2  # where the search begins then: of few rows for their width, more has to be said by the old weights
 _SOME_COLUMNS = 512  # from here on the ridge is searched for at one width only, and few are checked
 _SOME_STEPS, _FEW_STEPS = (2, 4, 6), (4, 6)  # eighths of a group that are taken out then
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on the batches kept apart; infinite: the old weights
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,13 @@ class Chooser:
                     scores[unit_of[root]] += sums[channel]
         return scores
 
-    def rebuild(self, view: View, kept: Mapping[int, Ids], *, only_fit: bool = False) -> "Rebuilt":
+    def rebuild(
+        self, view: View, kept: Mapping[int, Ids], *, only_fit: bool = False, ridge: float | None = None
+    ) -> "Rebuilt":
         """New weights of a consumer once the groups in `kept` (index → units that stay) are cut.
 
-        Groups that are not in `kept` stay whole. Columns that go are zero. `only_fit` leaves out the batches kept apart.
+        Groups that are not in `kept` stay whole. Columns that go are zero. `only_fit` leaves out the batches kept apart, and
+        doesn't tell the error. `ridge`: to refit with; one that does well is looked for if None.
         """
         consumer, way = view.consumer, self.options.reconstruction
         columns = self.columns(view.consumer, kept)
@@ -287,11 +290,12 @@ class Chooser:
         if only_fit and view.solved is not None and np.array_equal(view.solved.columns, columns):
             matrix = view.solved.matrix
         else:
-            matrix = _solve(parts, consumer.matrix, columns, self._ridge_for(view, columns))
+            strength = self._ridge_for(view, columns) if ridge is None else ridge
+            matrix = _solve(parts, consumer.matrix, columns, strength)
         bias = None
         if consumer.can_bias:
             bias = np.concatenate([reconstruct.best_bias(part, m) for part, m in zip(parts, matrix, strict=True)])
-        return Rebuilt(consumer, matrix, bias, self._left(view, matrix))
+        return Rebuilt(consumer, matrix, bias, None if only_fit else self._left(view, matrix))
 
     def _stays(self, kept: Mapping[int, Ids]) -> NDArray[np.bool_]:
         """For each unit, numbered through all groups, whether it stays; the last entry stands for key −1."""
@@ -306,30 +310,28 @@ class Chooser:
         return self._stays(kept)[consumer.keys]
 
     def _ridge_for(self, view: View, columns: NDArray[np.bool_]) -> float:
-        """The ridge to refit with; of very wide layers the one that served the original."""
+        """The ridge to refit with."""
         if not view.check:
             return RIDGE
-        known = self.ridges.get(view.consumer)
-        if known is not None and view.consumer.columns >= _MANY_COLUMNS:
-            return known
-        return self._ridge(view, columns).ridge
+        known = self.known_ridge(view.consumer)
+        return self._ridge(view, columns).ridge if known is None else known
+
+    def known_ridge(self, consumer: Consumer) -> float | None:
+        """Of very wide layers the ridge that served the original."""
+        return self.ridges.get(consumer) if consumer.columns >= _MANY_COLUMNS else None
 
     def _ridge(self, view: View, columns: NDArray[np.bool_]) -> Solved:
         """The ridge that does best on the batches kept apart, and what it leads to."""
-        found: dict[int, Solved] = {}
-
-        def error(place: int) -> float:
-            if place not in found:
-                matrix = _solve(view.fit, view.consumer.matrix, columns, RIDGES[place])
-                found[place] = Solved(columns, float(RIDGES[place]), matrix, _held_out(view, matrix))
-            return found[place].error
-
-        best = RIDGES.index(RIDGE)
-        for step in (1, -1):
-            while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
-                best += step
-        error(best)
-        return found[best]
+        fit, check = ([part.narrowed(columns) for part in parts] for parts in (view.fit, view.check))
+        old, every = view.consumer.matrix[:, :, columns], np.ones(int(columns.sum()), bool)
+        narrow = dataclasses.replace(view, fit=fit, check=check)
+        start = _MANY_RIDGE if view.consumer.columns >= _MANY_COLUMNS else RIDGE
+        ridge, found, error = reconstruct.best_ridge(
+            lambda ridge: _solve(fit, old, every, ridge), lambda solved: _held_out(narrow, solved), start
+        )
+        matrix = np.zeros(view.consumer.matrix.shape)
+        matrix[:, :, columns] = found
+        return Solved(columns, ridge, matrix, error)
 
     def _scales(self, view: View, stays: NDArray[np.bool_]) -> Doubles:
         """Eq. 7's factor of every unit, numbered through all groups; 1 for units this consumer doesn't read."""

@@ -5,7 +5,7 @@ all of them and refitted once.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,10 @@ class Consumer:
         """Tensors to look at in the original while another network's inputs are seen: outputs, streams they are added to."""
         own = [use.node.key if self.plain else use.x for use in self.uses]
         return own + [name for name in self.other if name]
+
+    def narrowed(self, columns: NDArray[np.bool_]) -> "Consumer":
+        """The same layer reading some columns (n) only: of some channels, for all of a channel's taps alike."""
+        return replace(self, matrix=self.matrix[:, :, columns], keys=self.keys[columns])
 
     def inverse_scale(self) -> NDArray[np.float32]:
         """1 / scale behind the layer; 0 for channels that are all but switched off there."""

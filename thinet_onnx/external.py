@@ -26,6 +26,10 @@ Array = np.ndarray[Any, Any]
 LARGEST = 2_000_000_000  # bytes of one protobuf message, a little less than its limit
 _ALIGNMENT = 4096
 _LEAST = 1024  # bytes; smaller tensors stay in the .onnx file
+_LARGE, _MANY = (
+    65_536,
+    16_000_000,
+)  # bytes: of one weight that a session takes from memory, and of all, from which on it does
 _numbers = itertools.count()
 _folders: list[Path] = []
 
@@ -154,6 +158,24 @@ def arrays(model: onnx.ModelProto, without: Container[str] = ()) -> Iterator[tup
     for tensor in model.graph.initializer:
         if is_external(tensor) and tensor.name not in without:
             yield tensor.name, array(tensor)
+
+
+def lightened(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A model whose large float weights are beside it, in memory, and these; the model itself if they aren't many bytes.
+
+    For a session: writing them out only to read them in again takes longer than the rest of its making.
+    """
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    large = [t.name for t in model.graph.initializer if t.data_type in kinds and len(t.raw_data) >= _LARGE]
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < _MANY:
+        return model, {}
+    copy, found = onnx.ModelProto(), {}
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in large:
+            found[tensor.name] = numpy_helper.to_array(tensor)
+            _point(tensor, "in memory", 0, found[tensor.name].nbytes)
+    return copy, found
 
 
 def write(model: onnx.ModelProto, file: Path, location: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinet_onnx.crew import Map
+from thinet_onnx.moments import Statistics
 from thinet_onnx.ranks import ALONE, Ranks
 from thinet_onnx.unfold import Window, columns, places, scatter
 
@@ -90,26 +92,59 @@ class Joint:
         biases: whether the first and the second layer's bias may change.
         ranks: processes that have rows of their own each, and fit the same weights to all of them: errors, gradients and
             second moments are sums over rows.
+        each: takes a function of one batch to all batches.
     """
 
     def __init__(
         self, first: Shape, second: Shape, activation: Activation, scale: Floats, biases: tuple[bool, bool],
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ALONE, each: Map = map,
     ) -> None:  # fmt: skip
         self.first, self.second, self.activation, self.biases = first, second, activation, biases
         self.scale = scale.astype(np.float32)[:, None]
-        self.ranks = ranks
+        self.ranks, self.each = ranks, each
 
     def error(self, weights: Weights, rows: Sequence[Rows]) -> float:
         """Mean squared error of the scaled outputs, summed over them."""
         sums = np.zeros(2)  # of squares, and of positions
-        for batch in rows:
+
+        def of(batch: Rows) -> tuple[float, int]:
             hidden, _ = self._hidden(weights, batch.x)
             answer = self._second(weights.second, self._unfold(self.activation(hidden)))
             gap = (answer + weights.second_bias[:, None] - batch.target) * self.scale
-            sums += float(np.vdot(gap, gap)), gap.shape[1]
+            return float(np.vdot(gap, gap)), gap.shape[1]
+
+        for found in self.each(of, rows):
+            sums += found
         self.ranks.add_up(sums)
         return float(sums[0] / max(sums[1], 1))
+
+    def statistics(self, weights: Weights, rows: Sequence[Rows]) -> Statistics:
+        """Second moments of what the second layer sees and should answer; without its bias, where that may not change."""
+        size, outputs, centred = weights.second.shape[2], len(weights.second_bias), self.biases[1]
+        count, h, p = np.zeros(1), np.zeros((size, size)), np.zeros((outputs, size))
+        u, t, t2 = np.zeros(size), np.zeros(outputs), np.zeros(outputs)
+        shift = np.float32(0) if centred else weights.second_bias[:, None]
+
+        def of(batch: Rows) -> tuple[Floats, ...]:
+            seen = self._unfold(self.activation(self._hidden(weights, batch.x)[0]))[0]
+            target = batch.target - shift
+            return (
+                np.array([seen.shape[1]]), seen @ seen.T, target @ seen.T, seen.sum(1, dtype=np.float64),
+                target.sum(1, dtype=np.float64), np.square(target, dtype=np.float64).sum(1),
+            )  # fmt: skip
+
+        sums = count, h, p, u, t, t2
+        for found in self.each(of, rows):
+            for total, part in zip(sums, found, strict=True):
+                total += part
+        self.ranks.add_up(*sums)
+        for total in sums[1:]:
+            total /= max(count[0], 1)
+        if centred:
+            h -= np.outer(u, u)
+            p -= np.outer(t, u)
+            t2 = np.maximum(t2 - t * t, 0)
+        return Statistics(h, p, t2, u, t, centred)
 
     def step(
         self, weights: Weights, rows: Sequence[Rows], damping: float, iterations: int, turn: int = 0, turns: int = 1
@@ -127,11 +162,14 @@ class Joint:
             turn, turns: which of the batches these are (`Rows.turn`): one in so many.
         """
         seen, sums = list[_Seen](), _Sums(weights)
-        for batch in rows:
+
+        def of(batch: Rows) -> tuple[_Seen | None, _Parts]:
             entry = self._see(weights, batch)
-            self._add_gradient(sums, weights, entry, entry.residual)
-            if (batch.turn - turn) % turns == 0:
-                seen.append(entry)
+            return entry if (batch.turn - turn) % turns == 0 else None, self._gradient(weights, entry, entry.residual)
+
+        for shown, part in self.each(of, rows):
+            sums.add(part)
+            seen += [shown] if shown is not None else []
         rest = self._mean(sums, -1.0)
         condition = _Condition(self, weights, seen, damping)
         found = Weights(*(np.zeros_like(part) for part in rest.all()))
@@ -193,28 +231,33 @@ class Joint:
     def _curved(self, weights: Weights, seen: Sequence[_Seen], direction: Weights) -> Weights:
         """The curvature (JᵀJ, averaged over positions) times a direction."""
         sums = _Sums(weights)
-        for batch in seen:
-            self._add_gradient(sums, weights, batch, self._push(weights, batch, direction))
+        for part in self.each(
+            lambda batch: self._gradient(weights, batch, self._push(weights, batch, direction)), seen
+        ):
+            sums.add(part)
         return self._mean(sums, 1.0)
 
-    def _add_gradient(self, sums: "_Sums", weights: Weights, batch: _Seen, given: Floats) -> None:
-        """The adjoint of `_push`, added to sums."""
+    def _gradient(self, weights: Weights, batch: _Seen, given: Floats) -> "_Parts":
+        """The adjoint of `_push`."""
         back = given * self.scale
         parted = back.reshape(self.second.groups, -1, back.shape[1])
         spread = (weights.second.swapaxes(1, 2) @ parted).reshape(-1, back.shape[1])
         hidden = scatter(spread, batch.shape, self.second.x_axis, self.second.window)
         flat = _flatten(hidden, self.first.y_axis) * batch.slope
-        sums.count += back.shape[1]
-        sums.totals[0] += flat.reshape(self.first.groups, -1, flat.shape[1]) @ batch.first.swapaxes(1, 2)
-        sums.totals[2] += parted @ batch.second.swapaxes(1, 2)
-        for place, (may, part) in enumerate(zip(self.biases, (flat, back), strict=True)):
-            if may:
-                sums.totals[2 * place + 1] += part.sum(1, dtype=np.float64)
+        first = flat.reshape(self.first.groups, -1, flat.shape[1]) @ batch.first.swapaxes(1, 2)
+        second = parted @ batch.second.swapaxes(1, 2)
+        biases = (
+            part.sum(1, dtype=np.float64) if may else 0.0 for may, part in zip(self.biases, (flat, back), strict=True)
+        )
+        return back.shape[1], (first, next(biases), second, next(biases))
 
     def _mean(self, sums: "_Sums", sign: float) -> Weights:
         """Sums of all processes, averaged over positions."""
         self.ranks.add_up(sums.count, *sums.totals)
         return Weights(*((sign / max(sums.count[0], 1) * total).astype(np.float32) for total in sums.totals))
+
+
+_Parts = tuple[int, tuple[Any, ...]]  # positions of one batch, and its sums
 
 
 class _Sums:
@@ -224,6 +267,12 @@ class _Sums:
         self.totals = [np.zeros(part.shape, np.float64) for part in weights.all()]
         self.count = np.zeros(1)
 
+    def add(self, parts: _Parts) -> None:
+        """Take in what comes of one batch."""
+        self.count += parts[0]
+        for total, part in zip(self.totals, parts[1], strict=True):
+            total += part
+
 
 class _Condition:
     """Damping and preconditioner: the inputs' second moments times each output's curvature (a Kronecker product)."""
@@ -231,12 +280,17 @@ class _Condition:
     def __init__(self, joint: Joint, weights: Weights, seen: Sequence[_Seen], damping: float) -> None:
         count = np.array([sum(batch.residual.shape[1] for batch in seen)], np.float64)
         slopes = np.zeros(len(weights.first_bias))
-        for batch in seen:
-            slopes += np.square(batch.slope, dtype=np.float64).sum(1)
-        moments = [
-            _moments(rows, len(weight), weight.shape[2])
-            for rows, weight in (([s.first for s in seen], weights.first), ([s.second for s in seen], weights.second))
-        ]
+        wide = [_is_wide(*weight.shape[::2]) for weight in (weights.first, weights.second)]
+        moments = [np.zeros((len(w), *[w.shape[2]] * (1 if many else 2))) for w, many in zip(
+            (weights.first, weights.second), wide, strict=True)]  # fmt: skip
+
+        def of(batch: _Seen) -> tuple[Floats, ...]:
+            both = zip((batch.first, batch.second), wide, strict=True)
+            return (np.square(batch.slope, dtype=np.float64).sum(1), *(_moments(rows, many) for rows, many in both))
+
+        for found in joint.each(of, seen):
+            for total, part in zip((slopes, *moments), found, strict=True):
+                total += part
         joint.ranks.add_up(count, slopes, *moments)
         many = max(count[0], 1)
         squares = np.square(weights.second * joint.scale.reshape(len(weights.second), -1, 1)).sum(1)
@@ -278,17 +332,14 @@ class _Condition:
         )
 
 
-def _moments(seen: Sequence[Floats], groups: int, size: int) -> NDArray[np.float64]:
-    """Σ u uᵀ of each convolution group (groups, size, size), or its diagonal (groups, size) where it is large."""
-    if size > _WIDE or groups * size > _WIDE * 8:
-        diagonal = np.zeros((groups, size))
-        for batch in seen:
-            diagonal += np.square(batch, dtype=np.float64).sum(2)
-        return diagonal
-    h = np.zeros((groups, size, size))
-    for batch in seen:
-        h += batch @ batch.swapaxes(1, 2)
-    return h
+def _is_wide(groups: int, size: int) -> bool:
+    """Whether only the diagonal of second moments is looked at."""
+    return size > _WIDE or groups * size > _WIDE * 8
+
+
+def _moments(rows: Floats, wide: bool) -> Floats:
+    """Σ u uᵀ of each convolution group (groups, size, size), or its diagonal (groups, size)."""
+    return np.square(rows, dtype=np.float64).sum(2) if wide else rows @ rows.swapaxes(1, 2)
 
 
 def _inverse(h: NDArray[np.float64], damping: float) -> tuple[Floats, Floats]:

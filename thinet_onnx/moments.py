@@ -7,7 +7,7 @@ For input rows u (of the network pruned so far) and targets t (of the original) 
 hold all that selection and reconstruction need. They are sums: any number of shards add up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,14 +94,10 @@ class Moments:
             raise ValueError("no rows were added")
         self.flush()
         n, h, u = self.count, self.h, self.u
-        _mirror(h, n)
         u /= n
-        if centred:
-            _less_outer(h, u)
+        _mirror(h, n, u if centred else None)
         if weights is not None:
-            return _answered(
-                h, u, weights.astype(np.float64), np.zeros(len(weights)) if bias is None else bias, centred
-            )
+            return _answered(h, u, weights, np.zeros(len(weights)) if bias is None else bias, centred)
         p, t, t2 = self.p, self.t, self.t2
         p /= n
         t /= n
@@ -112,31 +108,35 @@ class Moments:
         return Statistics(h, p, t2, u, t, centred)
 
 
+def _product(first: Floats, second: Doubles) -> Doubles:
+    """Their product; of very large ones in float32."""
+    if len(second) < _WIDE:
+        return np.asarray(first @ second)
+    return (first.astype(np.float32) @ second.astype(np.float32)).astype(np.float64)
+
+
 def _energy(rows: Floats) -> float:
     """The sum of squares, by float32; as large as the sum of any products of columns can be."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.vdot(rows, rows))
 
 
-def _mirror(h: Doubles, count: int) -> None:
-    """Divide what is on the diagonal and to the right of it, and put it below, too."""
+def _mirror(h: Doubles, count: int, u: Doubles | None) -> None:
+    """Divide what is on the diagonal and to the right of it, less u uᵀ, and put it below, too."""
     for start in range(0, len(h), _PANEL):
         mine = slice(start, start + _PANEL)
         h[mine, start:] /= count
+        if u is not None:
+            h[mine, start:] -= np.outer(u[mine], u[start:])
         inner = h[mine, mine]
         inner[:] = np.triu(inner) + np.triu(inner, 1).T
         h[start + _PANEL :, mine] = h[mine, start + _PANEL :].T
 
 
-def _less_outer(h: Doubles, u: Doubles) -> None:
-    """h − u uᵀ, in place, a few rows at a time."""
-    for start in range(0, len(h), 256):
-        h[start : start + 256] -= np.outer(u[start : start + 256], u)
-
-
-def _answered(h: Doubles, u: Doubles, w: Doubles, bias: Doubles, centred: bool) -> "Statistics":
+def _answered(h: Doubles, u: Doubles, weights: Floats, bias: Doubles, centred: bool) -> "Statistics":
     """When the targets are W u + b: P = W H and so on."""
-    p = w @ h
+    w = weights.astype(np.float64)
+    p = _product(w, h)
     energy = np.maximum((p * w).sum(1), 0)
     mean = w @ u
     if not centred:
@@ -156,6 +156,11 @@ class Statistics:
     t: Doubles
     centred: bool
 
+    def narrowed(self, keep: NDArray[np.bool_]) -> "Statistics":
+        """Of some columns (n) alone."""
+        kept = np.flatnonzero(keep)
+        return replace(self, h=self.h[np.ix_(kept, kept)], p=self.p[:, kept], u=self.u[kept])
+
     def error(self, weights: Floats) -> Doubles:
         """Mean squared error of each output (D) when `weights` (D×n) answer, the best bias included if centred."""
         weights = weights.astype(np.float64, copy=False)
@@ -163,7 +168,7 @@ class Statistics:
         h, p = self.h, self.p
         if len(used) < _DENSE * len(h):
             h, p, weights = h[np.ix_(used, used)], p[:, used], weights[:, used]
-        error: Doubles = self.energy - 2 * (weights * p).sum(1) + ((weights @ h) * weights).sum(1)
+        error: Doubles = self.energy - 2 * (weights * p).sum(1) + (_product(weights, h) * weights).sum(1)
         return np.maximum(error, 0)
 
 

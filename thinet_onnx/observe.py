@@ -38,11 +38,15 @@ def is_check(batch: int) -> bool:
     return batch % 4 == 3
 
 
-def rows_wanted(columns: int, outputs: int = 0) -> int:
-    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work and memory."""
+def rows_wanted(columns: int, outputs: int = 0, *, own: bool = False) -> int:
+    """Rows that the moments of a layer with n input columns are summed over: enough for n×n, bounded by work and memory.
+
+    Half as many do for a wide layer that answers these very inputs (`own`).
+    """
     least = 4 * columns if columns < _WIDE else max(2 * _WIDE, 2 * columns)
     most = min(_MOST_ROWS, _MOST_ANSWERS / max(outputs, 1))
-    return int(np.clip(_WORK / (columns * (columns / 2 + outputs)), least, max(most, least)))
+    rows = int(np.clip(_WORK / (columns * (columns / 2 + outputs)), least, max(most, least)))
+    return rows // 2 if own and columns >= _WIDE else rows
 
 
 class Watcher:
@@ -58,6 +62,7 @@ class Watcher:
         own: the targets are the layer's answers to the very inputs that are seen, so that they needn't be looked at.
         zeros: count zeros (for APoZ).
         positions: how many to look at, over all inputs; None: enough for the width.
+        columns: of those that the layer reads (n), the ones that the consumer is `narrowed` to.
     """
 
     def __init__(
@@ -72,16 +77,18 @@ class Watcher:
         own: bool = False,
         zeros: bool = True,
         positions: int | None = None,
+        columns: NDArray[np.bool_] | None = None,
     ) -> None:
         self.consumer = consumer
-        groups, outputs, columns = consumer.matrix.shape
-        self.wide = columns > MAX_COLUMNS
+        self._channels = None if columns is None else np.tile(columns[:: consumer.layer.taps], consumer.layer.groups)
+        groups, outputs, width = consumer.matrix.shape
+        self.wide = width > MAX_COLUMNS
         seen = range(groups if moments and not self.wide else 0)
         self._count_zeros = zeros
         self.own, answers = own, None if own else outputs
-        self.moments = [(Moments(columns, answers), Moments(columns, answers)) for _ in seen]
+        self.moments = [(Moments(width, answers), Moments(width, answers)) for _ in seen]
         self._numbers, self._batches, self._block = numbers, numbers.first, 0
-        wanted = positions or rows_wanted(columns, outputs) // (2 if own and columns >= _WIDE else 1)
+        wanted = positions or rows_wanted(width, outputs, own=own)
         self._per_item = max(1, -(-wanted // max(items * len(consumer.uses), 1)))
         self._sampled = sampled or self.wide
         self._rows: list[Array] = []
@@ -89,7 +96,7 @@ class Watcher:
         self._seed = seed
         self._random = np.random.default_rng(seed)
         self._units = np.unique(consumer.keys[consumer.keys >= 0])
-        self._zeros = np.zeros(columns * groups)
+        self._zeros = np.zeros(width * groups)
         self._checking = False
         self._seen = 0
 
@@ -113,6 +120,8 @@ class Watcher:
 
     def _add_use(self, use: Linear, other: str, original: Tensors, pruned: Tensors) -> None:
         x = pruned[use.x]
+        if self._channels is not None:
+            x = np.compress(self._channels, x, use.x_axis)
         total = count_positions(x.shape, use.x_axis, use.window)
         per_item = max(total // max(x.shape[0], 1), 1)
         picks = self._picks(total, per_item, self._per_item)

@@ -126,7 +126,8 @@ class PruneOptions:
     target it always may. Latency is measured in `engine` with `threads` (0: the engine's own choice) at `latency_batch`
     (None: the file's own, 1 where it is open); the three mean nothing for other targets, and may not be set for them.
     Each layer is seen at `positions` positions over all samples (None: enough for its width, bounded by work). `memory` is how
-    many bytes of activations a run keeps in memory; what is more goes to temporary files, and changes nothing in the result.
+    many bytes of activations a run keeps in memory (None: as many as it takes for statistics, `MEMORY` at least); what is more
+    goes to temporary files, and changes nothing in the result.
     `round_to` is the multiple that widths are rounded to; None picks it by the width of the group. `include` and `exclude`
     are regular expressions searched in node names: a group is left whole if one of its producers is excluded or, with
     `include`, none is included.
@@ -143,7 +144,7 @@ class PruneOptions:
     exclude: tuple[str, ...] = ()
     round_to: int | None = None
     positions: int | None = None
-    memory: float = MEMORY
+    memory: float | None = None
     drop_branches: bool = False
     engine: EngineName = "ort"
     latency_batch: int | None = None
@@ -195,7 +196,7 @@ class PruneOptions:
             raise OptionError(f"--round-to {self.round_to}: the multiple must be 1 or more.")
         if self.positions is not None and self.positions < 1:
             raise OptionError(f"--positions {self.positions}: a layer must be seen at 1 position or more.")
-        if not 0 <= self.memory < float("inf"):
+        if self.memory is not None and not 0 <= self.memory < float("inf"):
             raise OptionError(f"--memory {self.memory:g}: give a number of bytes, such as 2G.")
         if self.samples is not None and self.samples < 2:
             raise OptionError(f"--samples {self.samples}: at least 2 are needed, one to fit and one to check.")

@@ -37,6 +37,11 @@ class Pair:
         """What the producer puts out."""
         return self.producer.layer.node.key
 
+    @property
+    def observed(self) -> list[str]:
+        """Tensors of the pruned network to look at: the producer's input, and the stream that the consumer adds to."""
+        return [self.producer.layer.x, *(name for name in self.consumer.other if name)]
+
 
 def find(analysis: Analysis, consumers: list[Consumer]) -> dict[Consumer, Pair]:
     """The pair of each consumer that is one of a pair."""
@@ -55,6 +60,8 @@ def find(analysis: Analysis, consumers: list[Consumer]) -> dict[Consumer, Pair]:
         layer = layers[z]
         if not _plain(analysis, layer, weights) or not _fit(analysis, layer, consumer.layer):
             continue
+        if graph.producer[z].index in graph.ancestors([name for name in consumer.other if name]):
+            continue  # what it adds to would have to be known before the producer is
         producer = known.get(z) or describe(analysis, [layer])
         if producer is not None:
             pairs[consumer] = Pair(producer, consumer, nodes, len(analysis.shapes[z]))

@@ -1,26 +1,29 @@
-"""Refit a pair of layers on what really reaches it: gather images, run Gauss–Newton steps, keep what images kept apart approve.
+"""Refit a pair of layers on what really reaches it: gather images, take the Gauss–Newton steps that others approve.
 
-The start is what the layer-by-layer refit left. A step counts only if the error falls on batches that it wasn't fitted on.
+First the consumer alone, by least squares; then both. A step counts only if the error falls on batches it wasn't fitted on.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thinet_onnx import runtime, segment
-from thinet_onnx.calibration import ONE_BLOCK, Numbers
+from thinet_onnx import reconstruct, runtime, segment
+from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Rebuilt
+from thinet_onnx.crew import Map, crew
 from thinet_onnx.graph import Graph
+from thinet_onnx.graph import Shape as Sizes
+from thinet_onnx.groups import Analysis
 from thinet_onnx.joint import Joint, Rows, Shape, Weights
 from thinet_onnx.observe import is_check
 from thinet_onnx.pairs import Pair
-from thinet_onnx.ranks import ALONE, Ranks
+from thinet_onnx.ranks import Ranks
 
 Array = np.ndarray[Any, Any]
+Doubles = NDArray[np.float64]
 Tensors = dict[str, Array]
 Bools = NDArray[np.bool_]
 
@@ -33,53 +36,65 @@ _CHUNK = 1e6  # of them that are worked on at a time
 _ROUNDS, _ITERATIONS, _TURNS = 6, 8, 8
 _DAMPING, _LESS, _MORE, _FAILED = 1.0, 0.3, 3.0, 10.0  # at first; its factor after a full step, a shorter one, and none
 _ALL = np.ones(1, bool)
+_LEAST_IMAGES, _LEAST_BATCHES = 6, 4  # so that some are kept apart
+_GOLDEN, _SILVER = 0.6180339887498949, 0.41421356237309515  # steps of a sequence that fills an interval evenly
 _WORTH = 0.005  # share of the error that a round must save for another one
 
 
-@dataclass
+def share(pair: Pair, shapes: Mapping[str, Sizes], data: Calibration) -> float:
+    """Share of the images that a pair is refitted on; 0 where that would be too much work, or tell too little.
+
+    Args:
+        pair: the layers.
+        shapes: of the tensors, for one item.
+        data: what there is.
+    """
+    consumer, layer = pair.consumer, pair.consumer.layer
+    dense, x = shapes[layer.node.key], shapes[pair.producer.layer.x]
+    if not dense or not x or dense[0] != x[0] or data.numbers.count < _LEAST_BATCHES:
+        return 0.0
+    both = (pair.producer, consumer)
+    numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in both)
+    times = np.clip(data.items / _ITEMS, 1, _MOST_TIMES)
+    most = min(times * _MOST_POSITIONS, _MOST_NUMBERS / numbers, times * _MOST_WORK / sum(c.matrix.size for c in both))
+    each = max(int(np.prod(dense[1:])) // layer.out_channels, 1)
+    there = each * max(data.items, 1)
+    if most < min(there, max(_LEAST_ROWS * max(c.columns for c in both), _LEAST_IMAGES * each)):
+        return 0.0
+    return float(min(most / there, 1.0))
+
+
 class Polisher:
     """Gathers what one pair sees, then refits it.
 
-    `graph` is the original's, `items` how many inputs will be seen over all batches, `numbers` says where these stand.
     Of several processes each keeps the images that it saw: a fit adds up gradients, which are no larger than the weights.
+
+    Args:
+        pair: the layers.
+        analysis: of the original's graph.
+        data: the batches that will be seen; `share` must not be 0 for them.
     """
 
-    pair: Pair
-    graph: Graph
-    items: int
-    seed: int
-    ranks: Ranks = ALONE
-    numbers: Numbers = ONE_BLOCK
-    _x: list[list[Array]] = field(default_factory=lambda: [[], []])
-    _targets: list[list[Array]] = field(default_factory=lambda: [[], []])
-    _blocks: list[list[int]] = field(default_factory=lambda: [[], []])
-
-    def __post_init__(self) -> None:
-        self._batches = self.numbers.first
+    def __init__(self, pair: Pair, analysis: Analysis, data: Calibration) -> None:
+        self.pair, self.graph, self.ranks, self._numbers = pair, analysis.graph, data.ranks, data.numbers
+        self._share, self._batches = share(pair, analysis.shapes, data), data.numbers.first
+        self._x: tuple[list[Array], list[Array]] = [], []
+        self._targets: tuple[list[Array], list[Array]] = [], []
+        self._blocks: tuple[list[int], list[int]] = [], []
 
     def add(self, original: Tensors, pruned: Tensors) -> None:
-        """Take in one batch of both networks: inputs of both layers, and the stream that the consumer adds to."""
-        consumer, layer = self.pair.consumer, self.pair.consumer.layer
-        place, dense, x = is_check(self._batches), original[layer.node.key], pruned[self.pair.producer.layer.x]
-        random, block = np.random.default_rng([self.seed, self._batches]), self.numbers.block(self._batches)
+        """Take in one batch of both networks: the producer's input, what the consumer answered, the stream that it adds to."""
+        place, number = is_check(self._batches), self._batches
+        dense, x = original[self.pair.consumer.layer.node.key], pruned[self.pair.producer.layer.x]
         self._batches += 1
-        positions = max(dense[0].size // layer.out_channels, 1)
-        both = (self.pair.producer, consumer)
-        numbers = sum(c.columns * c.matrix.shape[0] + 2 * c.layer.out_channels for c in both)
-        times = np.clip(self.items / _ITEMS, 1, _MOST_TIMES)
-        most = min(
-            times * _MOST_POSITIONS, _MOST_NUMBERS / numbers, times * _MOST_WORK / sum(c.matrix.size for c in both)
-        )
-        there = positions * max(self.items, 1)
-        if most < min(there, _LEAST_ROWS * max(c.columns for c in both)):
-            return
-        share = most / there
-        chosen = np.flatnonzero(random.random(len(dense)) < share)
-        if len(chosen) and len(x) == len(dense):
-            other = consumer.other[0]
+        # a sequence that fills the interval evenly, whichever batches are looked at: no part of the data is missed by chance
+        marks = (number * _GOLDEN + np.arange(len(dense)) * _SILVER) % 1
+        chosen = np.flatnonzero(marks < self._share)
+        if len(chosen):
+            other = self.pair.consumer.other[0]
             loss = (original[other][chosen] - pruned[other][chosen]) if other else None
             self._x[place].append(x[chosen])
-            self._blocks[place].append(block)
+            self._blocks[place].append(self._numbers.block(number))
             self._targets[place].append(self._target(dense[chosen], loss))
 
     def _target(self, dense: Array, loss: Array | None) -> Array:
@@ -93,25 +108,24 @@ class Polisher:
             )
         return np.ascontiguousarray(answer, np.float32)
 
-    def fit(self, first: Rebuilt, second: Rebuilt, keep_in: Bools, keep: Bools) -> tuple[Rebuilt, Rebuilt] | None:
-        """Refit both layers, starting from what they are now.
+    def fit(self, before: Rebuilt, keep_in: Bools, keep: Bools) -> tuple[Rebuilt | None, Rebuilt]:
+        """Refit the consumer alone, by least squares on what the producer of now shows it; then both together.
 
         Args:
-            first, second: the present weights of producer and consumer.
+            before: the present weights of the producer.
             keep_in: input channels of the producer that are left.
             keep: channels between the two that are left.
 
         Returns:
-            New weights of both, None where nothing was gained.
+            New weights of the producer, None where moving them gained nothing, and of the consumer.
         """
-        seen = np.array([len(part) for part in self._x], np.float64)
-        self.ranks.add_up(seen)
-        if not seen.all() or not keep.any():
-            return None
+        with crew() as each:
+            return self._fit(before, keep_in, keep, each)
+
+    def _fit(self, before: Rebuilt, keep_in: Bools, keep: Bools, each: Map) -> tuple[Rebuilt | None, Rebuilt]:
         producer, consumer = self.pair.producer, self.pair.consumer
         one, two = producer.layer, consumer.layer
-        inner = keep if one.depthwise else keep_in
-        rows, check = (self._rows(place, inner) for place in (0, 1))
+        rows, check = (self._rows(place, keep if one.depthwise else keep_in) for place in (0, 1))
         problem = Joint(
             Shape(one.window, one.x_axis, one.y_axis, int(keep.sum()) if one.depthwise else 1),
             Shape(two.window, two.x_axis, two.y_axis, 1),
@@ -119,29 +133,25 @@ class Polisher:
             consumer.scale,
             (producer.can_bias, consumer.can_bias),
             self.ranks,
+            each,
         )
         taken = (keep, _ALL, np.ones(one.taps, bool)) if one.depthwise else (_ALL, keep, np.repeat(keep_in, one.taps))
-        mine = np.ix_(*taken)
-        read = np.repeat(keep, two.taps)
-        biases = [entry.consumer.bias if entry.bias is None else entry.bias for entry in (first, second)]
-        start = (first.matrix[mine], biases[0][keep], second.matrix[:, :, read], biases[1])
-        found = _descend(problem, Weights(*(np.asarray(part, np.float32) for part in start)), rows, check)
-        found = self.ranks.once(lambda: found)
-        if found is None:
-            return None
-        matrix, bias = first.matrix.copy(), biases[0].copy()
+        mine, read = np.ix_(*taken), np.repeat(keep, two.taps)
+        bias = producer.bias if before.bias is None else before.bias
+        arrays = before.matrix[mine], bias[keep], consumer.matrix[:, :, read], consumer.bias
+        old = Weights(*(np.asarray(part, np.float32) for part in arrays))
+        start, energy = _alone(problem, old, rows, check)
+        moved = _descend(problem, start, rows, check)
+        found = self.ranks.once(lambda: start if moved is None else moved)
+        matrix = np.zeros(consumer.matrix.shape)
+        matrix[:, :, read] = found.second
+        error = (problem.error(found, [*rows, *check]) / energy) ** 0.5
+        second = Rebuilt(consumer, matrix, found.second_bias.astype(np.float64) if consumer.can_bias else None, error)
+        if moved is None:
+            return None, second
+        matrix, bias = before.matrix.copy(), bias.copy()
         matrix[mine], bias[keep] = found.first, found.first_bias
-        other = second.matrix.copy()
-        other[:, :, read] = found.second
-        return (
-            Rebuilt(producer, matrix, bias if producer.can_bias else None, first.error),
-            Rebuilt(
-                consumer,
-                other,
-                found.second_bias.astype(np.float64) if consumer.can_bias else None,
-                problem.error(found, [*rows, *check]) ** 0.5,
-            ),
-        )
+        return Rebuilt(producer, matrix, bias if producer.can_bias else None, before.error), second
 
     def _rows(self, place: int, channels: Bools) -> list[Rows]:
         """What was gathered, some channels of it, in chunks; it is let go here."""
@@ -149,8 +159,31 @@ class Polisher:
         numbers = self.pair.producer.columns + self.pair.consumer.columns
         chunks = _chunked(self._x[place], self._targets[place], self._blocks[place], numbers)
         rows = [Rows(np.compress(channels, x, axis), target, turn) for x, target, turn in chunks]
-        self._x[place], self._targets[place] = [], []
+        self._x[place].clear()
+        self._targets[place].clear()
         return rows
+
+
+def _alone(problem: Joint, weights: Weights, rows: list[Rows], check: list[Rows]) -> tuple[Weights, float]:
+    """The second layer refitted by least squares, and the energy of what it should answer: the unit of its error.
+
+    The ridge is the one that does best on `check`.
+    """
+    fit, held = (problem.statistics(weights, part) for part in (rows, check))
+    scale, keep = problem.scale[:, 0].astype(np.float64) ** 2, np.ones(len(fit.h), bool)
+
+    def solve(ridge: float) -> Doubles:
+        old = weights.second[0]
+        return old.astype(np.float64) if np.isinf(ridge) else reconstruct.full(fit, old, keep, ridge)
+
+    def error(matrix: Doubles) -> float:
+        shift = reconstruct.best_bias(held, matrix) - reconstruct.best_bias(fit, matrix) if fit.centred else 0.0
+        return float(scale @ (held.error(matrix) + np.square(shift)))
+
+    _, matrix, _ = reconstruct.best_ridge(solve, error)
+    bias = reconstruct.best_bias(fit, matrix) if fit.centred else weights.second_bias
+    found = Weights(weights.first, weights.first_bias, matrix[None].astype(np.float32), bias.astype(np.float32))
+    return problem.ranks.once(lambda: found), max(float(scale @ (fit.energy + held.energy)) / 2, 1e-30)
 
 
 def _descend(problem: Joint, weights: Weights, rows: list[Rows], check: list[Rows]) -> Weights | None:
@@ -218,7 +251,9 @@ class _Between:
         self._session = None
         if pair.chain:
             value = np.zeros((0,) * pair.rank, np.float32)
-            self._session = runtime.session(*segment.build(graph, pair.chain, {pair.z: value}, [pair.consumer.layer.x]))
+            self._session = runtime.session(
+                *segment.build(graph, pair.chain, {pair.z: value}, [pair.consumer.layer.x]), threads=1
+            )
 
     def __call__(self, hidden: Array) -> Array:
         if self._session is None:

@@ -4,7 +4,8 @@
 channel by one number (Luo et al. 2017, Eq. 7); both are closed forms of streamed moments.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from thinet_onnx.moments import Statistics
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
+S = TypeVar("S")
+
+RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
+RIDGES = (1e-4, RIDGE, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on data kept apart; infinite: the old weights
 
 
 def full(statistics: Statistics, weights: Floats, keep: NDArray[np.bool_], ridge: float) -> Doubles:
@@ -27,14 +32,41 @@ def full(statistics: Statistics, weights: Floats, keep: NDArray[np.bool_], ridge
     Returns:
         (D×n) new weights, zero in the columns that go.
     """
-    kept = np.flatnonzero(keep)
-    h = statistics.h[np.ix_(kept, kept)]
-    strength = ridge * float(np.trace(h)) / max(len(kept), 1) + 1e-12
-    right = statistics.p[:, kept] + strength * weights[:, kept].astype(np.float64, copy=False)
-    h = h + strength * np.eye(len(kept))
-    result = np.zeros(weights.shape)
-    result[:, kept] = np.linalg.solve(h, right.T).T
-    return result
+    if not keep.all():
+        result = np.zeros(weights.shape)
+        result[:, keep] = full(statistics.narrowed(keep), weights[:, keep], np.ones(int(keep.sum()), bool), ridge)
+        return result
+    h = statistics.h.copy()
+    strength = ridge * float(np.trace(h)) / max(len(h), 1) + 1e-12
+    h.flat[:: len(h) + 1] += strength
+    right = statistics.p + strength * weights.astype(np.float64, copy=False)
+    return np.asarray(np.linalg.solve(h, right.T).T)
+
+
+def best_ridge(
+    solve: Callable[[float], S], error: Callable[[S], float], start: float = RIDGE
+) -> tuple[float, S, float]:
+    """The ridge whose refit does best on data that it wasn't fitted on, that refit, and its error: downhill from `start`.
+
+    Args:
+        solve: the refit at a ridge; infinite: the old weights.
+        error: of a refit.
+        start: one of `RIDGES`.
+    """
+    found: dict[int, tuple[S, float]] = {}
+
+    def at(place: int) -> float:
+        if place not in found:
+            solved = solve(RIDGES[place])
+            found[place] = solved, error(solved)
+        return found[place][1]
+
+    best = RIDGES.index(start)
+    for step in (1, -1):
+        while 0 <= best + step < len(RIDGES) and at(best + step) < at(best):
+            best += step
+    at(best)
+    return RIDGES[best], *found[best]
 
 
 def best_bias(statistics: Statistics, weights: Floats) -> Doubles:

@@ -168,12 +168,16 @@ class Run:
         told = self.ranks.once(lambda: None if read is None else read.bare())
         found = told if read is None else read
         if found is None and weights:
-            trial = Trial(self.model, sweep.chooser, len(candidates), sweep.data)
-            views, tried = sweep.survey(sweep.readers(candidates), candidates, trial, later)
-            found = weigh.weigh(tried, views, sweep.chooser.ridges)
+            readers = sweep.readers(candidates)
+            data = sweep.sample(readers)
+            trial = Trial(self.model, sweep.chooser, len(candidates), data)
+            seen = sweep.survey(readers, candidates, trial, later, data)
+            found = weigh.weigh(seen.tried, seen.views, sweep.chooser.ridges)
         elif found is None:
-            views, _ = sweep.survey([c for c in sweep.consumers if c in later], later=later)
-            found = Weighed({}, {}, {}, views)
+            ranked = cut if self.options.reconstruction == "joint" else []
+            both = {*sweep.readers(ranked), *later}
+            seen = sweep.survey([c for c in sweep.consumers if c in both], ranked, later=later)
+            found = Weighed({}, {}, {}, seen.views, orders=seen.orders)
         sweep.chooser.ridges = dict(found.ridges) if reuse else {}
         if self.kept is not None:
             self.kept.add_weighed(found)
@@ -186,7 +190,9 @@ class Run:
 
     def finish(self, sweep: Sweep, weighed: Weighed, decision: Decision) -> "Outcome":
         """Prune, cut, verify."""
-        kept, rebuilt = sweep.prune(weighed.views, decision.widths, None if self.kept is None else self.kept.journal)
+        orders = weighed.orders if self.options.reconstruction == "joint" else {}
+        journal = None if self.kept is None else self.kept.journal
+        kept, rebuilt = sweep.prune(weighed.views, decision.widths, journal, orders)
         plan = make_plan(self.analysis, kept)
         self.progress.start("Cutting and verifying", 4)
         tempered = None

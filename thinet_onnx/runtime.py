@@ -65,6 +65,8 @@ def session(
     read = {name for node in model.graph.node for name in node.input} | protos.read_in_bodies(model.graph.node)
     beside = weights or {}
     outside = {name: value for name, value in external.arrays(model, without=beside) if name in read} | dict(beside)
+    model, large = external.lightened(model)
+    outside |= large
     if outside:
         options.add_external_initializers(
             list(outside), [ort.OrtValue.ortvalue_from_numpy(v) for v in outside.values()]

@@ -173,7 +173,8 @@ class _State:
         columns = reader.h.shape[0]
         strength = ridge * float(np.trace(reader.h)) / columns + 1e-12
         self.v: Doubles = np.linalg.inv(np.asarray(reader.h, np.float64) + strength * np.eye(columns))
-        self.b: Doubles = reader.p @ self.v
+        b: Doubles = reader.p @ self.v
+        self.b: Doubles = b if len(b) <= columns else np.asarray(np.linalg.qr(b, "r"))  # only BᵀB counts
         self._members = [np.flatnonzero(reader.keys == unit) for unit in range(units)]
         self._stays = np.ones(columns, bool)
 

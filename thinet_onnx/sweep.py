@@ -7,29 +7,33 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from thinet_onnx import pairs, wording
+from thinet_onnx import pairs, polish, wording
 from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.groups import Analysis
 from thinet_onnx.labels import Ids
-from thinet_onnx.observe import Watcher, tour
-from thinet_onnx.options import Progress
+from thinet_onnx.observe import MAX_COLUMNS, Watcher, rows_wanted, tour
+from thinet_onnx.options import MEMORY, Progress
 from thinet_onnx.pairs import Pair
 from thinet_onnx.polish import Polisher
 from thinet_onnx.shelf import trim
 from thinet_onnx.stream import Stream
 from thinet_onnx.surgery import Refit
 from thinet_onnx.trial import Answers, Run, Trial, Tried
+from thinet_onnx.unfold import count_positions
 
 Array = np.ndarray[Any, Any]
+Columns = NDArray[np.bool_]
 Feeds = dict[str, Array]
 
 
-READ_ON = ("full",)
-"""Ways to reconstruct that refit all layers behind the first cut one: worth 2 points of ResNet-20 where producers stay as they
-are, nothing where they are refitted, too (docs/results.md)."""
+_SHARE_OF_MOMENTS = 3.0
+_LEAST_WALK = 128
+_TWICE = 1
+_LEAST_ITEMS = 128  # that the original alone is watched on, where there are more
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ class Step:
     weights: tuple[Weights, ...]
 
 
+@dataclass(frozen=True)
+class Surveyed:
+    """What was seen of the original: `views` to be kept, what came of the groups `tried`, the `orders` in which units go."""
+
+    views: dict[Consumer, View]
+    tried: dict[int, Tried]
+    orders: dict[int, Ids]
+
+
 class Journal(Protocol):
     """Whoever takes the steps down, so that a run that was interrupted can go on."""
 
@@ -70,9 +83,11 @@ class Journal(Protocol):
 
 @dataclass
 class _Now:
-    """Where a sweep has got to: views of layers to come, units picked, new weights by the name of the old ones."""
+    """Where a sweep has got to: views of layers to come, orders known, units picked, new weights by the old ones' names."""
 
     views: dict[Consumer, View]
+    orders: dict[int, Ids]
+    data: Calibration
     picks: dict[int, Ids] = field(default_factory=dict)
     rebuilt: dict[str, Rebuilt] = field(default_factory=dict)
 
@@ -107,7 +122,23 @@ class Sweep:
     ) -> None:
         self.analysis, self.consumers, self.chooser = analysis, consumers, chooser
         self.data, self.progress = data, progress
-        self._memory = chooser.options.memory
+        widest = max((c.columns for c in consumers if c.columns <= MAX_COLUMNS), default=0)
+        wanted = chooser.options.memory  # by default as much as the statistics of the widest layer take
+        self._memory = max(MEMORY, _SHARE_OF_MOMENTS * 8 * widest**2) if wanted is None else wanted
+
+    def sample(self, wanted: Sequence[Consumer]) -> Calibration:
+        """what the original alone is watched on: images enough for the moments of some consumers, and a fair number."""
+        return self.data.some(max([_LEAST_ITEMS, *map(self._items_wanted, wanted)]))
+
+    def _items_wanted(self, consumer: Consumer) -> int:
+        """Images that have as many positions as are looked at for one consumer."""
+        positions = 0
+        for use in consumer.uses:
+            shape = self.analysis.shapes[use.x]
+            positions += count_positions(shape, use.x_axis, use.window) // max(shape[0], 1) if shape else 1
+        _, outputs, columns = consumer.matrix.shape
+        rows = self.chooser.options.positions or rows_wanted(columns, outputs, own=consumer.bias_known)
+        return -(-rows // max(positions, 1))
 
     def survey(
         self,
@@ -115,22 +146,21 @@ class Sweep:
         groups: Collection[int] = (),
         trial: Trial | None = None,
         later: Collection[Consumer] = (),
-    ) -> tuple[dict[Consumer, View], dict[int, Tried]]:
-        """Watch the original at some consumers; try each group as soon as all its readers were seen.
+        data: Calibration | None = None,
+    ) -> "Surveyed":
+        """Watch the original at some consumers; try each group, or only rank its units, when all its readers were seen.
 
         Args:
             wanted: consumers, in the order of all of them.
-            groups: to be tried.
-            trial: tries them.
+            groups: to be tried or ranked.
+            trial: tries them; they are only ranked if None.
             later: consumers whose views are to be kept, as far as ranking needs them; the others are let go.
-
-        Returns:
-            The views that were kept, and what came of the groups.
+            data: what to watch on, all data if None; a trial's own.
         """
         readers, graph = self.chooser.readers, self.analysis.graph
-        views, tried = dict[Consumer, View](), dict[int, Tried]()
+        views, tried, orders = dict[Consumer, View](), dict[int, Tried](), dict[int, Ids]()
         if not wanted:
-            return views, tried
+            return Surveyed(views, tried, orders)
         self.progress.start("Observing the original", len(wanted))
         last = {group: max(wanted.index(c) for c in readers[group]) for group in groups}
         outputs = [name for name in graph.outputs if name not in graph.derived]
@@ -138,19 +168,23 @@ class Sweep:
             *([use.x for use in c.uses] if c.bias_known else list({*c.observed, *c.answered}) for c in wanted),
             *([outputs] if trial is not None else []),
         ]
-        stream, seen = tour(self.analysis, stops, self.data.own, memory=self._memory)
+        data = data or self.data
+        stream, seen = tour(self.analysis, stops, data.own, memory=self._memory)
         with closing(stream):
             for stop, (consumer, tensors) in enumerate(zip(wanted, seen, strict=False)):
-                watcher = self._watcher(consumer, own=consumer.bias_known)
+                watcher = self._watcher(consumer, data, own=consumer.bias_known)
                 for batch in tensors:
                     watcher.add(batch)
-                watcher.add_up(self.data.ranks)
+                watcher.add_up(data.ranks)
                 views[consumer] = View.of(watcher, centred=self.chooser.centred, apart=self.chooser.options.refits)
                 for group in [group for group, place in last.items() if place == stop]:
-                    assert trial is not None
+                    if trial is None:
+                        orders[group] = data.ranks.once(partial(self.chooser.order, group, views))
+                        continue
                     ahead = len(readers[group]) == 1 and consumer.bias_known  # nothing that changes has run yet
                     rest = self._rest(stream, stop, trial) if ahead else None
                     tried[group] = trial.one(group, views, rest)
+                    orders[group] = tried[group].order
                     name, size = self.analysis.groups[group].name, self.analysis.groups[group].size
                     felt = wording.figures(tried[group].sensitivity)
                     self.progress.note(f"{name}, {wording.plural(size, 'channel')}: sensitivity {felt}")
@@ -162,7 +196,7 @@ class Sweep:
                             del views[known]
                 trim()
                 self.progress.advance()
-        return views, tried
+        return Surveyed(views, tried, orders)
 
     def _rest(self, stream: Stream, stop: int, trial: Trial) -> Run:
         """Runs what follows a stop, with new weights."""
@@ -188,12 +222,14 @@ class Sweep:
         return [c for c in self.consumers if any(c in self.chooser.readers[group] for group in groups)]
 
     def prune(
-        self, views: Mapping[Consumer, View], widths: Sequence[int], journal: Journal | None = None
-    ) -> tuple[list[Ids], list[Rebuilt]]:
+        self, views: Mapping[Consumer, View], widths: Sequence[int], journal: Journal | None = None,
+        orders: Mapping[int, Ids] | None = None,
+    ) -> tuple[list[Ids], list[Rebuilt]]:  # fmt: skip
         """Pick at a group's first consumer, refit each consumer on what really reaches it.
 
         Args:
             views: of the original, at later readers of a group; what is seen on the way takes their place.
+            orders: in which the units of groups go, where the original has settled that; others are ranked on the way.
             widths: units that each group is to keep.
             journal: takes down every step, in the first process. Steps that it has from an earlier run aren't computed again:
                 both networks run up to where that run stopped, the pruned one with the weights that were taken down.
@@ -209,9 +245,9 @@ class Sweep:
             chooser.options.reconstruction == "full" and touched
         ):  # layers behind the first cut can make up for what is lost
             touched = self.consumers[self.consumers.index(touched[0]) :]
-        joint = self._pairs(touched, cut)
+        joint = self._pairs(touched, cut, widths)
         known = self.data.ranks.once(lambda: [] if journal is None else journal.steps(widths, len(touched)))
-        now = _Now(dict(views))
+        now = _Now(dict(views), dict(orders or {}), data=self._enough(touched, joint))
         self.progress.start("Pruning, layer by layer", len(touched))
         if known:
             self.progress.note(f"{len(known)} of {len(touched)} layers are as an interrupted run left them")
@@ -223,16 +259,22 @@ class Sweep:
         whole = {g: np.arange(group.size) for g, group in enumerate(groups)}
         return [now.picks.get(g, whole[g]) for g in range(len(groups))], list(now.rebuilt.values())
 
+    def _enough(self, touched: Sequence[Consumer], joint: Mapping[Consumer, Pair]) -> Calibration:
+        """What the layers are refitted on: images enough for the one that wants the most."""
+        shapes, items = self.analysis.shapes, self.data.items
+        alone = [_TWICE * self._items_wanted(c) for c in touched if c not in joint]
+        wanted = [*alone, *(int(items * polish.share(pair, shapes, self.data)) for pair in joint.values())]
+        return self.data.some(max([_LEAST_WALK, *wanted]))
+
     def _walk(
         self, touched: Sequence[Consumer], joint: Mapping[Consumer, Pair], widths: Sequence[int], known: Sequence[Step],
         now: "_Now", journal: Journal | None,
     ) -> None:  # fmt: skip
         """Both networks side by side, from stop to stop."""
-        inputs = {c: pair.producer.layer.x for c, pair in joint.items()}
-        held = [stop for stop, consumer in enumerate(touched) if consumer in joint]
-        original, stops = tour(self.analysis, [c.answered for c in touched], self.data.own, memory=self._memory / 2)
-        wanted = [[*c.observed, *((inputs[c],) if c in inputs else ())] for c in touched]
-        pruned, others = tour(self.analysis, wanted, self.data.own, hold=held, memory=self._memory / 2)
+        data = now.data
+        original, stops = tour(self.analysis, [c.answered for c in touched], data.own, memory=self._memory / 2)
+        wanted = [joint[c].observed if c in joint else c.observed for c in touched]
+        pruned, others = tour(self.analysis, wanted, data.own, memory=self._memory / 2)
         with closing(original), closing(pruned):
             for stop, (consumer, dense, thin) in enumerate(zip(touched, stops, others, strict=True)):
                 pair = joint.get(consumer)
@@ -248,10 +290,6 @@ class Sweep:
                 for entry in new:
                     self._replace(pruned, entry)
                 self._tell(new[0], widths)
-                if pair is not None and len(step.weights) > 1:
-                    pruned.again(stop)
-                elif pair is not None:
-                    pruned.release()
                 trim()
                 self.progress.advance()
 
@@ -260,29 +298,54 @@ class Sweep:
         now: "_Now",
     ) -> Step:  # fmt: skip
         """Pick and refit at one stop."""
-        ranks = self.data.ranks
-        watcher, polisher = self._watcher(consumer), self._polisher(pair)
+        if pair is not None:
+            return self._both(pair, batches, widths, now)
+        columns = self._columns_known(consumer, widths, now)
+        narrow = consumer if columns is None else consumer.narrowed(columns)
+        ranks, watcher = self.data.ranks, self._watcher(narrow, now.data, columns=columns)
         for left, right in batches:
             watcher.add(left, right)
-            if polisher is not None:
-                polisher.add(left, right)
         watcher.add_up(ranks)
         view = View.of(watcher, centred=self.chooser.centred)
-        step = ranks.once(partial(self._choose, view, widths, now))
-        if polisher is None:
-            return step
-        refitted = step.weights[0].rebuilt(consumer)
-        both = self._polish(polisher, view, {**now.picks, **step.picks}, refitted, now.rebuilt)
-        return step if both is None else Step(step.picks, tuple(map(Weights.of, both)))
+        return ranks.once(partial(self._choose, consumer, view, columns, widths, now))
 
-    def _choose(self, view: View, widths: Sequence[int], now: "_Now") -> Step:
+    def _columns_known(self, consumer: Consumer, widths: Sequence[int], now: "_Now") -> Columns | None:
+        """Columns of a consumer that stay, where that can be told before it is watched, and it needn't look at the others."""
+        mine = self._cut_groups(consumer, widths)
+        if (
+            not consumer.plain
+            or consumer.columns > MAX_COLUMNS
+            or not all(g in now.picks or g in now.orders for g in mine)
+        ):
+            return None
+        picks = {g: now.picks[g] if g in now.picks else self._pick(g, widths[g], now, {}) for g in mine}
+        columns = self.chooser.columns(consumer, picks)
+        return columns if columns.any() and not columns.all() else None
+
+    def _choose(
+        self, consumer: Consumer, view: View, columns: Columns | None, widths: Sequence[int], now: "_Now"
+    ) -> Step:
         """Pick what isn't picked yet of the groups that a consumer reads, and refit it alone."""
-        chooser, groups = self.chooser, self.analysis.groups
-        seen = {**now.views, view.consumer: view}
-        mine = [g for g, group in enumerate(groups) if widths[g] < group.size and view.consumer in chooser.readers[g]]
-        new = {g: np.sort(chooser.order(g, seen)[groups[g].size - widths[g] :]) for g in mine if g not in now.picks}
+        seen = {**now.views, consumer: view}
+        mine = self._cut_groups(consumer, widths)
+        new = {g: self._pick(g, widths[g], now, seen) for g in mine if g not in now.picks}
         picks = now.picks | new
-        return Step(new, (Weights.of(chooser.rebuild(view, {g: picks[g] for g in mine})),))
+        if columns is None:
+            return Step(new, (Weights.of(self.chooser.rebuild(view, {g: picks[g] for g in mine})),))
+        found = self.chooser.rebuild(view, {}, ridge=self.chooser.known_ridge(consumer))
+        matrix = np.zeros(consumer.matrix.shape)
+        matrix[:, :, columns] = found.matrix
+        return Step(new, (Weights(matrix, found.bias, found.error),))
+
+    def _cut_groups(self, consumer: Consumer, widths: Sequence[int]) -> list[int]:
+        """The groups that lose units and that a consumer reads."""
+        groups, readers = self.analysis.groups, self.chooser.readers
+        return [g for g, group in enumerate(groups) if widths[g] < group.size and consumer in readers[g]]
+
+    def _pick(self, group: int, width: int, now: "_Now", seen: Mapping[Consumer, View]) -> Ids:
+        """Units that a group keeps."""
+        order = now.orders[group] if group in now.orders else self.chooser.order(group, seen)
+        return np.sort(order[len(order) - width :])
 
     def _tell(self, entry: Rebuilt, widths: Sequence[int]) -> None:
         """A line on a layer that was refitted, and the groups it reads."""
@@ -292,45 +355,43 @@ class Sweep:
         error = "scaled" if entry.error is None else f"relative error {wording.percent(entry.error)}"
         self.progress.note(f"{entry.consumer.name} reads {shrunk or 'nothing cut'}: {error}")
 
-    def _pairs(self, touched: Sequence[Consumer], cut: Sequence[int]) -> dict[Consumer, Pair]:
+    def _pairs(self, touched: Sequence[Consumer], cut: Sequence[int], widths: Sequence[int]) -> dict[Consumer, Pair]:
         """Consumers of cut groups that are refitted together with the layer before them."""
         if self.chooser.options.reconstruction != "joint":
             return {}
         readers = {consumer for g in cut for consumer in self.chooser.readers[g]}
+        found = pairs.find(self.analysis, self.consumers)
         return {
-            c: pair for c, pair in pairs.find(self.analysis, self.consumers).items() if c in readers and c in touched
-        }
+            c: found[c]
+            for c in touched
+            if c in readers and c in found and all(widths[g] for g in self._cut_groups(c, widths))
+            and polish.share(found[c], self.analysis.shapes, self.data)
+        }  # fmt: skip
 
-    def _watcher(self, consumer: Consumer, *, own: bool = False) -> Watcher:
+    def _watcher(
+        self, consumer: Consumer, data: Calibration, *, own: bool = False, columns: Columns | None = None
+    ) -> Watcher:
         options = self.chooser.options
         method = options.selection
         return Watcher(
-            consumer, self.data.items, options.seed, numbers=self.data.numbers, sampled=method == "thinet-sampled", own=own,
-            zeros=method == "apoz", positions=options.positions,
+            consumer, data.items, options.seed, numbers=data.numbers, sampled=method == "thinet-sampled", own=own,
+            zeros=method == "apoz", positions=options.positions, columns=columns,
         )  # fmt: skip
 
-    def _polisher(self, pair: Pair | None) -> Polisher | None:
-        if pair is None:
-            return None
-        data, seed = self.data, self.chooser.options.seed
-        return Polisher(pair, self.analysis.graph, data.items, seed, data.ranks, data.numbers)
-
-    def _polish(
-        self, polisher: Polisher, view: View, picks: Mapping[int, Ids], refitted: Rebuilt, rebuilt: Mapping[str, Rebuilt]
-    ) -> tuple[Rebuilt, Rebuilt] | None:  # fmt: skip
-        """A consumer refitted together with its producer: the new weights of both, None where nothing was gained."""
-        producer, consumer = polisher.pair.producer, polisher.pair.consumer
-        before = rebuilt.get(producer.layer.weight)
+    def _both(self, pair: Pair, batches: Iterable[tuple[Feeds, Feeds]], widths: Sequence[int], now: "_Now") -> Step:
+        """Pick, and refit a consumer together with the layer before it."""
+        producer, consumer = pair.producer, pair.consumer
+        polisher = Polisher(pair, self.analysis, now.data)
+        for left, right in batches:
+            polisher.add(left, right)
+        new = {g: self._pick(g, widths[g], now, {}) for g in self._cut_groups(consumer, widths) if g not in now.picks}
+        before = now.rebuilt.get(producer.layer.weight)
         if before is None:
             before = Rebuilt(producer, producer.matrix.astype(np.float64), None, None)
+        picks = now.picks | new
         keep_in, keep = (self.chooser.columns(layer, picks)[:: layer.layer.taps] for layer in (producer, consumer))
-        found = polisher.fit(before, refitted, keep_in, keep)
-        if found is None:
-            return None
-        first, second = found
-        if second.error is not None:
-            second.error /= np.sqrt(view.energy)
-        return second, first
+        first, second = polisher.fit(before, keep_in, keep)
+        return Step(new, tuple(map(Weights.of, (second,) if first is None else (second, first))))
 
     def _replace(self, stream: Stream, entry: Rebuilt) -> None:
         for refit in entry.refits():

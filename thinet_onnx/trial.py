@@ -17,6 +17,7 @@ from thinet_onnx.budget import NOTHING
 from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
+from thinet_onnx.labels import Ids
 from thinet_onnx.observe import is_check
 from thinet_onnx.surgery import Refit
 
@@ -34,9 +35,10 @@ _FAR = 1e6  # stands for a distance that isn't a number
 
 @dataclass(frozen=True)
 class Tried:
-    """One group cut alone: the squared relative `errors` of its readers when 0, 1, … of its units are gone, and how far the
-    output `moved` when so many were (KL divergence or relative error)."""
+    """One group cut alone: the `order` in which its units go, the squared relative `errors` of its readers when 0, 1, … of
+    them are gone, and how far the output `moved` when so many were (KL divergence or relative error)."""
 
+    order: Ids
     errors: NDArray[np.float64]
     moved: dict[int, float]
 
@@ -92,16 +94,18 @@ class Trial:
             run: answers for new weights; the whole network is run if None.
         """
         ranks, moved = self._data.ranks, {}
-        errors, cuts = ranks.once(lambda: self._cuts(group, views))
+        order, errors, cuts = ranks.once(lambda: self._cuts(group, views))
         for gone, refits in cuts.items():
             answers = (run or self._whole)(refits, self._batches)
             with np.errstate(over="ignore", invalid="ignore"):
                 far = verify.distance(self.reference, answers, len(self._model.graph.output), ranks)
             moved[gone] = far if np.isfinite(far) else _FAR
-        return Tried(errors, moved)
+        return Tried(order, errors, moved)
 
-    def _cuts(self, group: int, views: Mapping[Consumer, View]) -> tuple[NDArray[np.float64], dict[int, list[Refit]]]:
-        """A group's errors at every width, and for some numbers of units gone the new weights of its readers."""
+    def _cuts(
+        self, group: int, views: Mapping[Consumer, View]
+    ) -> tuple[Ids, NDArray[np.float64], dict[int, list[Refit]]]:
+        """A group's order of removal, its errors at every width, and for some of them the new weights of its readers."""
         order, errors = self._chooser.curve(group, views)
         entry = self._chooser.analysis.groups[group]
         readers = [consumer for consumer in self._chooser.readers[group] if consumer in views]
@@ -111,7 +115,7 @@ class Trial:
         for gone in sorted({min(max(count, 1), entry.size - entry.floor) for count in tried}):
             kept = {group: np.sort(order[gone:])}
             cuts[gone] = [r for c in readers for r in self._chooser.rebuild(views[c], kept, only_fit=True).refits()]
-        return errors, cuts
+        return order, errors, cuts
 
     def _whole(self, refits: list[Refit], batches: Sequence[int]) -> Answers:
         feeds = [self._data.own[place] for place in batches]

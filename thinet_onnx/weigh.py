@@ -16,6 +16,7 @@ from thinet_onnx.choose import Chooser, View
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import StateError
 from thinet_onnx.fingerprint import Fingerprint
+from thinet_onnx.labels import Ids
 from thinet_onnx.moments import Statistics
 from thinet_onnx.trial import Tried
 
@@ -32,8 +33,9 @@ class Weighed:
 
     `errors`: squared relative errors of a candidate's readers when 0, 1, … of its units are gone. `curves`: the same in units
     of the network's output. `sensitivity`: how far the output moves for one unit of a group's error. All three are empty where
-    nothing was weighed. `views` are the original's statistics at layers that are read after the first reader of a group has
-    been reached: to pick the group's channels, they stand for what the pruned network will show there. `ridges` are those that
+    nothing was weighed. `orders`: in which the units of a group go, where the original settles that. `views` are the original's
+    statistics at layers that are read after the first reader of a group has been reached: to pick the group's channels, they
+    stand for what the pruned network will show there. `ridges` are those that
     served the original best.
     """
 
@@ -42,6 +44,7 @@ class Weighed:
     sensitivity: dict[int, float]
     views: dict[Consumer, View]
     ridges: dict[Consumer, float] = field(default_factory=dict)
+    orders: dict[int, Ids] = field(default_factory=dict)
 
     def bare(self) -> "Weighed":
         """Without what only picking needs, which the first of several processes does."""
@@ -75,7 +78,8 @@ def weigh(tried: Mapping[int, Tried], views: Mapping[Consumer, View], ridges: Ma
         curves[group] = np.maximum.accumulate(scaled)
         sensitivity[group] = entry.sensitivity
     errors = {group: entry.errors for group, entry in tried.items()}
-    return Weighed(errors, curves, sensitivity, dict(views), dict(ridges))
+    orders = {group: entry.order for group, entry in tried.items()}
+    return Weighed(errors, curves, sensitivity, dict(views), dict(ridges), orders)
 
 
 def write(path: Path, weighed: Weighed, fingerprint: Fingerprint) -> None:
@@ -87,6 +91,7 @@ def write(path: Path, weighed: Weighed, fingerprint: Fingerprint) -> None:
     arrays: dict[str, Array] = {}
     for group, error in weighed.errors.items():
         arrays |= {f"error/{group}": error, f"curve/{group}": weighed.curves[group]}
+    arrays |= {f"order/{group}": order for group, order in weighed.orders.items()}
     views = []
     for number, (consumer, view) in enumerate(weighed.views.items()):
         views.append({"weight": consumer.layer.weight, "parts": len(view.parts)})
@@ -94,7 +99,8 @@ def write(path: Path, weighed: Weighed, fingerprint: Fingerprint) -> None:
     sensitivity = {str(group): value for group, value in weighed.sensitivity.items()}
     ridges = {consumer.layer.weight: ridge for consumer, ridge in weighed.ridges.items()}
     about = {
-        "kind": _KIND, "fingerprint": fingerprint.plain(), "sensitivity": sensitivity, "views": views, "ridges": ridges
+        "kind": _KIND, "fingerprint": fingerprint.plain(), "sensitivity": sensitivity, "views": views, "ridges": ridges,
+        "orders": list(weighed.orders),
     }  # fmt: skip
     archive.write(path, arrays, about)
 
@@ -117,12 +123,13 @@ def read(path: Path, consumers: Sequence[Consumer], fingerprint: Fingerprint) ->
         for number, entry in enumerate(about["views"]):
             consumer = by_weight[entry["weight"]]
             views[consumer] = _view(consumer, arrays, f"view/{number}", entry["parts"])
+        orders = {int(group): arrays[f"order/{int(group)}"] for group in about["orders"]}
         ridges = {by_weight[name]: float(ridge) for name, ridge in about["ridges"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(
             f"{path} is damaged ({archive.first_line(error)} is missing or odd); save it again."
         ) from error
-    return Weighed(errors, curves, sensitivity, views, ridges)
+    return Weighed(errors, curves, sensitivity, views, ridges, orders)
 
 
 def _arrays(view: View) -> dict[str, Array]:

@@ -47,7 +47,6 @@ from thinet_onnx.cli.shared import (
 from thinet_onnx.config import of_prune
 from thinet_onnx.errors import OptionError
 from thinet_onnx.options import (
-    MEMORY,
     Method,
     Preset,
     PruneOptions,
@@ -105,7 +104,12 @@ def prune(
     ] = None,
     memory: Annotated[
         str | None,
-        option(DATA, "SIZE", "Keep so much of activations in memory, the rest in files.", default="64M"),
+        option(
+            DATA,
+            "SIZE",
+            "Keep so much of activations in memory, the rest in files.",
+            default="64M; more for wide layers",
+        ),
     ] = None,
     drop_branches: Annotated[bool, option(WHAT, "", "Residual branches may go altogether.", "--drop-branches")] = False,
     engine: Annotated[EngineName, option(TIME, "NAME", "ort, openvino or tensorrt.")] = "ort",
@@ -174,7 +178,7 @@ def prune(
             exclude=tuple(exclude or ()),
             round_to=round_to,
             positions=positions,
-            memory=MEMORY if memory is None else parse_bytes(memory),
+            memory=None if memory is None else parse_bytes(memory),
             drop_branches=drop_branches,
             engine=engine,
             latency_batch=latency_batch,

@@ -11,6 +11,7 @@ from small_models import Net
 import thinet_onnx
 from thinet_onnx import pairs, polish, runtime
 from thinet_onnx.calibration import Calibration
+from thinet_onnx.choose import Rebuilt
 from thinet_onnx.consumers import collect
 from thinet_onnx.graph import Graph
 from thinet_onnx.groups import Analysis, analyse
@@ -165,8 +166,7 @@ def test_what_a_pair_is_refitted_on_is_spread_evenly_over_images_to_fit_and_to_c
     model, data = student()
     (pair, *_), analysis = found_pairs(model)
     calibration = Calibration.open(ALONE, lambda rows: {"x": data[rows]}, [0] * 1600, 4)
-    polisher = polish.Polisher(pair, analysis, calibration)
-    polisher._share = share
+    polisher = polish.Polisher(pair, analysis, calibration, polish.Sampling(share))
     names = [*pair.consumer.answered, *pair.observed]
     shown = small_models.run_for(model, names, {"x": data[:4]})
     for _ in range(400):
@@ -181,7 +181,7 @@ def test_a_pair_needs_batches_enough_to_keep_some_apart(items: int, joint: bool)
     model, data = student()
     (pair, *_), analysis = found_pairs(model)
     calibration = Calibration.open(ALONE, lambda rows: {"x": data[rows]}, range(items), 4)
-    assert bool(polish.share(pair, analysis.shapes, calibration)) == joint
+    assert (polish.Sampling.of(pair, analysis, calibration) is not None) == joint
 
 
 def test_a_stream_that_only_the_producer_leads_to_is_no_pair() -> None:
@@ -192,3 +192,53 @@ def test_a_stream_that_only_the_producer_leads_to_is_no_pair() -> None:
     other = net.node("GlobalAveragePool", x)
     z = net.node("Add", net.conv(y, 6, 6, name="b"), other)
     assert "b" not in found(net.model(net.head(net.relu(z), 6)))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("norm", [False, True])
+def test_patches_that_cover_a_map_leave_the_error_of_the_whole(
+    strides: int, norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each patch of the output follows from its patch of the input, at the borders, too."""
+    net = Net(3)
+    x = net.conv(net.input("x", ("N", 3, 32, 32)), 3, 6, name="a")
+    x = net.relu(batch_norm(net, x) if norm else x)
+    x = net.node("Conv", x, net.weight(8, 6, 3, 3), name="b", pads=[1, 1, 1, 1], strides=[strides] * 2)
+    model = net.model(net.head(net.relu(x), 8))
+    data = np.random.default_rng(5).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    graph = Graph(model)
+    analysis = analyse(graph, runtime.observed_shapes(graph, {"x": data[:1]}))
+    consumers = collect(analysis)
+    pair = next(pair for pair in pairs.find(analysis, consumers).values() if pair.consumer.name == "b")
+    assert polish._has_patches(pair, analysis)
+    shown = small_models.run_for(model, [*pair.consumer.answered, *pair.observed], {"x": data})
+    size = 32 // strides
+    tiles = [(0.0, 0.0), (0.0, 0.999), (0.999, 0.0), (0.999, 0.999)]  # the four corners of the map
+    calibration = Calibration.open(ALONE, lambda rows: {"x": data[rows]}, range(4), 4)
+    before = Rebuilt(pair.producer, pair.producer.matrix.astype(np.float64), None, None)
+    keep_in, keep = np.ones(3, bool), np.array([True, False, True, True, True, True])
+
+    def sums(sampling: polish.Sampling, corners: list[tuple[float, float]]) -> tuple[float, np.ndarray]:
+        polisher = polish.Polisher(pair, analysis, calibration, sampling)
+        for corner in corners:
+            marks = [np.zeros(4), *(np.full(4, mark) for mark in corner)]
+            monkeypatch.setattr(polish, "_spread", lambda _, __, axis, marks=marks: marks[axis])
+            polisher._batches = 0
+            polisher.add(shown, shown)
+        problem, weights, _, _ = polisher._problem(before, keep_in, keep, map)
+        return problem.error(weights, polisher._rows(0, keep_in)), polisher.statistics(before, keep_in, keep).h
+
+    whole, h = sums(polish.Sampling(1.0), [(0.0, 0.0)])
+    parts, tiled = sums(polish.Sampling(1.0, (size // 2, size // 2)), tiles)
+    assert whole > 1e-3
+    assert parts == pytest.approx(whole, rel=1e-4)
+    np.testing.assert_allclose(tiled, h, rtol=1e-3, atol=1e-5)
+
+
+def test_a_constant_that_is_not_the_same_at_all_places_leaves_no_patches() -> None:
+    for shape, patches in (((1, 6, 1, 1), True), ((8, 8), False), ((), True)):
+        net = Net()
+        x = net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6, name="a")
+        x = net.relu(net.node("Mul", x, net.tensor(np.full(shape, 0.5, np.float32))))
+        (pair, *_), analysis = found_pairs(net.model(net.head(net.conv(x, 6, 4, name="b"), 4)))
+        assert polish._has_patches(pair, analysis) == patches

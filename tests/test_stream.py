@@ -96,26 +96,6 @@ class TestStops:
         stops = [[names[1], "x"], [names[6], names[1], names[6]], [names[1]], ["x", names[-1]]]
         check(walk(Stream(Graph(model), batches, stops), stops), model, batches, stops)
 
-    @pytest.mark.parametrize("ram", [10**9, 0], ids=["in memory", "on disk"])
-    def test_a_segment_that_was_held_runs_again(self, ram: int) -> None:
-        """Weights found when a stop was reached already count for all that follows, as if they had been there before."""
-        model, batches = small_models.residual(), feeds(3, 2)
-        graph = Graph(model)
-        node = next(node for node in graph.nodes if node.name == "block1.a")
-        new = np.random.default_rng(0).standard_normal((12, 8, 3, 3)).astype(np.float32)
-        names = outputs_of(model)
-        place = names.index(node.key)
-        stops = [[names[place - 1]], [names[place + 1], names[place - 1]], [names[-1]]]
-        stream = Stream(graph, batches, stops, ram)
-        list(stream.advance(0))
-        list(stream.advance(1, hold=True))
-        stream.replace(node, 1, new)
-        stream.again(1)
-        seen = [{name: np.array(value) for name, value in batch.items()} for batch in stream.advance(2)]
-        stream.close()
-        expected = small_models.replaced(model, {node.inputs[1]: new})
-        check([seen], expected, batches, stops[2:])
-
     def test_a_model_with_two_inputs(self) -> None:
         net = Net(2)
         a = net.conv(net.input("a", ("N", 3, 6, 6)), 3, 4)

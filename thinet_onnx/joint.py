@@ -63,12 +63,14 @@ class Weights:
 class Rows:
     """One batch: the input of the first layer, and what the second should answer (D, positions).
 
-    `turn` says which steps see their curvature in it: those whose own turn is the same, modulo the number of turns.
+    `turn` says which steps see their curvature in it: those whose own turn is the same, modulo the number of turns. `mask`,
+    of one channel, is 0 where the second layer is padded rather than shown what the first one answers.
     """
 
     x: Floats
     target: Floats
     turn: int = 0
+    mask: Floats | None = None
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Joint:
 
         def of(batch: Rows) -> tuple[float, int]:
             hidden, _ = self._hidden(weights, batch.x)
-            answer = self._second(weights.second, self._unfold(self.activation(hidden)))
+            answer = self._second(weights.second, self._unfold(self._between(hidden, batch)))
             gap = (answer + weights.second_bias[:, None] - batch.target) * self.scale
             return float(np.vdot(gap, gap)), gap.shape[1]
 
@@ -126,7 +128,7 @@ class Joint:
         shift = np.float32(0) if centred else weights.second_bias[:, None]
 
         def of(batch: Rows) -> tuple[Floats, ...]:
-            seen = self._unfold(self.activation(self._hidden(weights, batch.x)[0]))[0]
+            seen = self._unfold(self._between(self._hidden(weights, batch.x)[0], batch))[0]
             target = batch.target - shift
             return (
                 np.array([seen.shape[1]]), seen @ seen.T, target @ seen.T, seen.sum(1, dtype=np.float64),
@@ -136,10 +138,10 @@ class Joint:
         sums = count, h, p, u, t, t2
         for found in self.each(of, rows):
             for total, part in zip(sums, found, strict=True):
-                total += part
+                np.add(total, part, out=total)
         self.ranks.add_up(*sums)
         for total in sums[1:]:
-            total /= max(count[0], 1)
+            np.divide(total, max(count[0], 1), out=total)
         if centred:
             h -= np.outer(u, u)
             p -= np.outer(t, u)
@@ -202,6 +204,11 @@ class Joint:
             return tuple(rest)
         return (len(x), outputs, *places(x.shape[2:], window))
 
+    def _between(self, hidden: Floats, batch: Rows) -> Floats:
+        """What the second layer is shown."""
+        value = self.activation(hidden)
+        return value if batch.mask is None else value * batch.mask
+
     def _unfold(self, value: Floats) -> Floats:
         seen = columns(value, self.second.x_axis, self.second.window)
         return seen.reshape(self.second.groups, -1, seen.shape[1])
@@ -214,8 +221,8 @@ class Joint:
         axis = self.first.y_axis
         others = tuple(place for place in range(hidden.ndim) if place != axis % hidden.ndim)
         small = _SMALL * np.maximum(hidden.std(others, keepdims=True), 1e-6)
-        value = self.activation(hidden)
-        slope = (self.activation(hidden + small) - value) / small
+        value = self._between(hidden, batch)
+        slope = (self._between(hidden + small, batch) - value) / small
         second = self._unfold(value)
         answer = self._second(weights.second, second) + weights.second_bias[:, None]
         residual = (answer - batch.target) * self.scale
@@ -271,7 +278,7 @@ class _Sums:
         """Take in what comes of one batch."""
         self.count += parts[0]
         for total, part in zip(self.totals, parts[1], strict=True):
-            total += part
+            np.add(total, part, out=total)
 
 
 class _Condition:
@@ -290,7 +297,7 @@ class _Condition:
 
         for found in joint.each(of, seen):
             for total, part in zip((slopes, *moments), found, strict=True):
-                total += part
+                np.add(total, part, out=total)
         joint.ranks.add_up(count, slopes, *moments)
         many = max(count[0], 1)
         squares = np.square(weights.second * joint.scale.reshape(len(weights.second), -1, 1)).sum(1)

@@ -212,8 +212,7 @@ class Watcher:
 
 
 def tour(
-    analysis: Analysis, stops: Sequence[Sequence[str]], batches: Sequence[Tensors], *, hold: Sequence[int] = (),
-    memory: float = MEMORY,
+    analysis: Analysis, stops: Sequence[Sequence[str]], batches: Sequence[Tensors], *, memory: float = MEMORY
 ) -> tuple[Stream, Iterator[Iterator[Tensors]]]:  # fmt: skip
     """A stream, and its stops in turn: what each batch shows there.
 
@@ -221,11 +220,10 @@ def tour(
         analysis: of the graph.
         stops: the names of the tensors to observe at each.
         batches: feeds.
-        hold: stops whose segments are to be run `again`.
         memory: bytes of activations that the stream may keep in memory.
     """
     stream = Stream(analysis.graph, batches, stops, memory, analysis.shapes)
-    return stream, (_ahead(stream.advance(stop, hold=stop in hold)) for stop in range(len(stops)))
+    return stream, (_ahead(stream.advance(stop)) for stop in range(len(stops)))
 
 
 def _ahead(items: Iterator[Tensors]) -> Iterator[Tensors]:

@@ -51,12 +51,6 @@ class Kept:
             return np.fromfile(self._file, self.dtype).reshape(self.shape)
         return self._value
 
-    def set(self, value: Array) -> None:
-        """Put another in its place."""
-        self.drop()
-        self.shape, self.dtype, self._bytes = value.shape, value.dtype, value.nbytes
-        self._put(value)
-
     def drop(self) -> None:
         """Let go of it."""
         if self._file.name:

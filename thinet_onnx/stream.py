@@ -51,7 +51,6 @@ class Stream:
         self._shelf = Shelf(memory)
         self._cache: list[dict[str, Kept]] = [{} for _ in batches]
         self._replaced: dict[tuple[int, int], Array] = {}
-        self._held: list[dict[str, Kept]] = []
         self._ahead: dict[tuple[int, int], Any] = {}  # sessions of segments (first, last) that `rest` ran
 
     def replace(self, node: Node, operand: int, value: Array) -> None:
@@ -59,11 +58,8 @@ class Stream:
         self._ahead.clear()
         self._replaced[node.index, operand] = value
 
-    def advance(self, stop: int, *, hold: bool = False) -> Iterator[dict[str, Array]]:
-        """Run up to a stop (stops are taken in order); yields the observed tensors of each batch in turn.
-
-        With `hold`, what the segment read is kept, so that `again` can run it with other weights.
-        """
+    def advance(self, stop: int) -> Iterator[dict[str, Array]]:
+        """Run up to a stop (stops are taken in order); yields the observed tensors of each batch in turn."""
         nodes, exports = self._segments[stop], self._exports[stop]
         wanted = self._wanted(stop, self._cache[0].keys())
         later = self._needed_after(stop)
@@ -78,12 +74,8 @@ class Stream:
                 results = runtime.run(active, {name: there[name] for name in inputs}, wanted)
                 there |= zip(wanted, results, strict=True)
             yield {name: there[name] for name in self._stops[stop]}
-            if hold:
-                self._held.append({name: cache[name] for name in inputs if name in cache})
             for name in [name for name in cache if name not in later]:
-                value = cache.pop(name)
-                if not hold or name not in inputs:
-                    value.drop()
+                cache.pop(name).drop()
             for name in exports:
                 if name in later:
                     cache[name] = self._shelf.put(there[name])
@@ -148,33 +140,10 @@ class Stream:
             return {name: value[:items] for name, value in values.items()}
         return values
 
-    def again(self, stop: int) -> None:
-        """Run the segment of the stop that was reached last, and held, once more with the weights of now."""
-        nodes, exports = self._segments[stop], self._exports[stop]
-        inputs = self._segment_inputs(nodes)
-        active = None
-        for index, (cache, held) in enumerate(zip(self._cache, self._held, strict=True)):
-            if not exports:
-                break
-            there = self._values(index, held, inputs)
-            if active is None:
-                active = runtime.session(*self._build(nodes, there, exports))
-            for name, value in zip(exports, runtime.run(active, there, exports), strict=True):
-                cache[name].set(value)
-        self.release()
-
-    def release(self) -> None:
-        """Let go of what the last segment read."""
-        for cache, held in zip(self._cache, self._held, strict=False):
-            for name, value in held.items():
-                if name not in cache:
-                    value.drop()
-        self._held = []
-
     def close(self) -> None:
         """Drop the cache."""
         self._cache = [{} for _ in self._cache]
-        self._held, self._ahead = [], {}
+        self._ahead = {}
         self._shelf.close()
 
     def _values(self, index: int, cache: dict[str, Kept], names: Sequence[str]) -> dict[str, Array]:

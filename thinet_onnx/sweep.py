@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from thinet_onnx import pairs, polish, wording
+from thinet_onnx import pairs, wording
 from thinet_onnx.calibration import Calibration
 from thinet_onnx.choose import Chooser, Rebuilt, View
 from thinet_onnx.consumers import Consumer
@@ -18,7 +18,7 @@ from thinet_onnx.labels import Ids
 from thinet_onnx.observe import MAX_COLUMNS, Watcher, rows_wanted, tour
 from thinet_onnx.options import MEMORY, Progress
 from thinet_onnx.pairs import Pair
-from thinet_onnx.polish import Polisher
+from thinet_onnx.polish import ENOUGH, Polisher, Sampling
 from thinet_onnx.shelf import trim
 from thinet_onnx.stream import Stream
 from thinet_onnx.surgery import Refit
@@ -31,9 +31,7 @@ Feeds = dict[str, Array]
 
 
 _SHARE_OF_MOMENTS = 3.0
-_LEAST_WALK = 128
-_TWICE = 1
-_LEAST_ITEMS = 128  # that the original alone is watched on, where there are more
+_BY_MOMENTS = ("obs", "thinet", "thinet-omp")  # methods that rank by second moments
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Sweep:
 
     def sample(self, wanted: Sequence[Consumer]) -> Calibration:
         """what the original alone is watched on: images enough for the moments of some consumers, and a fair number."""
-        return self.data.some(max([_LEAST_ITEMS, *map(self._items_wanted, wanted)]))
+        return self.data.some(max([ENOUGH, *map(self._items_wanted, wanted)]))
 
     def _items_wanted(self, consumer: Consumer) -> int:
         """Images that have as many positions as are looked at for one consumer."""
@@ -261,10 +259,10 @@ class Sweep:
 
     def _enough(self, touched: Sequence[Consumer], joint: Mapping[Consumer, Pair]) -> Calibration:
         """What the layers are refitted on: images enough for the one that wants the most."""
-        shapes, items = self.analysis.shapes, self.data.items
-        alone = [_TWICE * self._items_wanted(c) for c in touched if c not in joint]
-        wanted = [*alone, *(int(items * polish.share(pair, shapes, self.data)) for pair in joint.values())]
-        return self.data.some(max([_LEAST_WALK, *wanted]))
+        alone = [self._items_wanted(c) for c in touched if c not in joint]
+        sampled = (Sampling.of(pair, self.analysis, self.data) for pair in joint.values())
+        wanted = [*alone, *(int(self.data.items * found.share) for found in sampled if found is not None)]
+        return self.data.some(max([ENOUGH, *wanted]))
 
     def _walk(
         self, touched: Sequence[Consumer], joint: Mapping[Consumer, Pair], widths: Sequence[int], known: Sequence[Step],
@@ -365,7 +363,7 @@ class Sweep:
             c: found[c]
             for c in touched
             if c in readers and c in found and all(widths[g] for g in self._cut_groups(c, widths))
-            and polish.share(found[c], self.analysis.shapes, self.data)
+            and Sampling.of(found[c], self.analysis, self.data) is not None
         }  # fmt: skip
 
     def _watcher(
@@ -381,17 +379,32 @@ class Sweep:
     def _both(self, pair: Pair, batches: Iterable[tuple[Feeds, Feeds]], widths: Sequence[int], now: "_Now") -> Step:
         """Pick, and refit a consumer together with the layer before it."""
         producer, consumer = pair.producer, pair.consumer
-        polisher = Polisher(pair, self.analysis, now.data)
+        sampling = Sampling.of(pair, self.analysis, now.data)
+        assert sampling is not None
+        polisher = Polisher(pair, self.analysis, now.data, sampling)
         for left, right in batches:
             polisher.add(left, right)
-        new = {g: self._pick(g, widths[g], now, {}) for g in self._cut_groups(consumer, widths) if g not in now.picks}
         before = now.rebuilt.get(producer.layer.weight)
         if before is None:
             before = Rebuilt(producer, producer.matrix.astype(np.float64), None, None)
+        new = self._pick_anew(polisher, before, widths, now)
         picks = now.picks | new
         keep_in, keep = (self.chooser.columns(layer, picks)[:: layer.layer.taps] for layer in (producer, consumer))
         first, second = polisher.fit(before, keep_in, keep)
         return Step(new, tuple(map(Weights.of, (second,) if first is None else (second, first))))
+
+    def _pick_anew(self, polisher: Polisher, before: Rebuilt, widths: Sequence[int], now: "_Now") -> dict[int, Ids]:
+        """Units of the groups not picked from yet, by what the consumer is shown now, where the method ranks by that."""
+        chooser, ranks, producer, consumer = self.chooser, self.data.ranks, before.consumer, polisher.pair.consumer
+        mine = [g for g in self._cut_groups(consumer, widths) if g not in now.picks]
+        if not mine or chooser.options.selection not in _BY_MOMENTS:
+            return {g: self._pick(g, widths[g], now, {}) for g in mine}
+        columns, keep_in = (chooser.columns(layer, now.picks) for layer in (consumer, producer))
+        found = polisher.statistics(before, keep_in[:: producer.layer.taps], columns[:: consumer.layer.taps])
+        view = View(consumer.narrowed(columns), [found], [], [], None, np.empty(0, np.int64), np.empty(0))
+        for group in mine:
+            now.orders.pop(group, None)
+        return ranks.once(lambda: {g: self._pick(g, widths[g], now, {consumer: view}) for g in mine})
 
     def _replace(self, stream: Stream, entry: Rebuilt) -> None:
         for refit in entry.refits():

@@ -355,6 +355,21 @@ class TestWatcher:
             for place in range(len(streams_of))
         ]
 
+    def test_what_some_columns_show_is_a_part_of_what_all_do(self) -> None:
+        model = small_models.plain()
+        consumer = watched(model, "conv2")
+        channels = np.arange(consumer.layer.in_channels) % 3 != 1
+        columns = np.repeat(channels, consumer.layer.taps)
+        whole, _ = self.watch(consumer, [model, model], positions=400)
+        part, _ = self.watch(consumer.narrowed(columns), [model, model], positions=400, columns=columns)
+        for every, some in zip(whole.moments[0], part.moments[0], strict=True):
+            found = [moments.statistics(centred=True) for moments in (every, some)]
+            expected = found[0].narrowed(columns)
+            for name in ("h", "p", "energy", "u", "t"):
+                np.testing.assert_allclose(
+                    getattr(found[1], name), getattr(expected, name), rtol=1e-4, atol=1e-5, err_msg=name
+                )
+
     def test_moments_of_the_original(self) -> None:
         model = small_models.plain()
         consumer = watched(model, "conv2")

@@ -158,3 +158,23 @@ class TestObjective:
         m = objective(u.T @ u / len(u), np.ones((1, 3)), np.array([1, -1, 4]), 6)
         assert np.flatnonzero(m.any(0)).tolist() == [1, 4]
         assert m[1, 4] == pytest.approx((u[:, 0] * u[:, 2]).mean())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_rows_that_are_held_check_a_refit_as_their_moments_do(centred: bool) -> None:
+    rng = np.random.default_rng(5)
+    rows, weights, bias = rng.standard_normal((90, 6)) + 1, rng.standard_normal((3, 6)), rng.standard_normal(3)
+    held, sums = moments.Held(6), Moments(6, None)
+    for part in np.split(rows.astype(np.float32), 3):
+        held.add(part)
+        sums.add(part)
+    assert held.count == 90
+    seen = held.seen(weights.astype(np.float32), bias, centred=centred)
+    known = sums.statistics(centred=centred, weights=weights, bias=bias)
+    np.testing.assert_allclose(seen.u, known.u, rtol=1e-5)
+    np.testing.assert_allclose(seen.t, known.t, rtol=1e-5)
+    keep = np.array([True, False, True, True, True, False])
+    other = rng.standard_normal((3, 6)) * keep
+    np.testing.assert_allclose(seen.error(other), known.error(other), rtol=1e-4)
+    narrow, cut = seen.narrowed(keep), known.narrowed(keep)
+    np.testing.assert_allclose(narrow.error(other[:, keep]), cut.error(other[:, keep]), rtol=1e-4)

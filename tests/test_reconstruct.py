@@ -205,3 +205,25 @@ def test_cross_products_are_mean_products_of_target_and_partial_sum(keys: list[i
         mine = np.array(keys) == unit
         partial = layer.u[:, mine] @ layer.w[:, mine].T
         assert found[unit] == pytest.approx((layer.t * partial).sum(1).mean(), abs=1e-10)
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1.0, 1e12])
+def test_very_wide_layers_are_solved_in_float32_as_well(unit: float) -> None:
+    """Fewer rows than columns, all of them much alike, and values whose squares leave float32: the worst that there is."""
+    rng = np.random.default_rng(8)
+    columns, keep = 1100, np.arange(1100) % 16 != 0
+    u = unit * (rng.standard_normal((300, 12)) @ rng.standard_normal((12, columns)) + rng.standard_normal((300, 1)))
+    w = rng.standard_normal((4, columns))
+    moments = Moments(columns, 4)
+    moments.add(u, u @ w.T)
+    statistics = moments.statistics(centred=True)
+    found = reconstruct.full(statistics, w, keep, 1e-2)
+    h, strength = statistics.h[np.ix_(keep, keep)], 1e-2 * statistics.h.diagonal()[keep].mean()
+    right = statistics.p[:, keep] + strength * w[:, keep]
+    exact = np.zeros(w.shape)
+    exact[:, keep] = np.linalg.solve(h + strength * np.eye(len(h)), right.T).T
+    assert not found[:, ~keep].any()
+    np.testing.assert_allclose(
+        statistics.error(found), statistics.error(exact), rtol=1e-2, atol=1e-8 * statistics.energy.max()
+    )
+    np.testing.assert_allclose(found, exact, atol=1e-3)

@@ -16,7 +16,7 @@ from thinet_onnx import budget, reconstruct, select
 from thinet_onnx.consumers import Consumer, unit_offsets
 from thinet_onnx.groups import Analysis, Group
 from thinet_onnx.labels import Ids
-from thinet_onnx.moments import Statistics, objective
+from thinet_onnx.moments import Held, Moments, Seen, Statistics, objective
 from thinet_onnx.observe import Watcher
 from thinet_onnx.options import PruneOptions
 from thinet_onnx.reconstruct import RIDGE
@@ -53,7 +53,7 @@ class View:
     consumer: Consumer
     parts: list[Statistics]
     fit: list[Statistics]
-    check: list[Statistics]
+    check: list[Statistics | Seen]
     sampled: tuple[Array, Array] | None
     units: Ids
     zeros: Doubles
@@ -68,19 +68,24 @@ class View:
         units, zeros = watcher.zero_share()
         consumer, own = watcher.consumer, watcher.own
         biases = consumer.bias.reshape(len(consumer.matrix), -1)
-        parts, fit, check = list[Statistics](), list[Statistics](), list[Statistics]()
+        parts, fit, check = list[Statistics](), list[Statistics](), list[Statistics | Seen]()
         divided = all(half.count for halves in watcher.moments for half in halves)
-        for (most, rest), matrix, bias in zip(watcher.moments, consumer.matrix, biases, strict=False):
-            halves = ((fit, most), (check, rest)) if divided else ()
-            whole = (
-                () if divided and apart else ((parts, most.plus(rest) if divided else most if most.count else rest),)
-            )
-            for found, sums in (*whole, *halves):
-                found.append(
-                    sums.statistics(centred=centred, weights=matrix if own else None, bias=bias if own else None)
-                )
-        if apart and divided:
+
+        def add_up(sums: Moments, matrix: Array, bias: Array) -> Statistics:
+            return sums.statistics(centred=centred, weights=matrix if own else None, bias=bias if own else None)
+
+        for (most, rest), *layer in zip(watcher.moments, consumer.matrix, biases, strict=False):
+            if isinstance(rest, Moments) and not apart:
+                whole = most.plus(rest) if divided else most if most.count else rest
+                parts.append(add_up(whole, *layer))
+            if divided or apart or isinstance(rest, Held):
+                fit.append(add_up(most, *layer))
+            if divided:
+                check.append(rest.seen(*layer, centred=centred) if isinstance(rest, Held) else add_up(rest, *layer))
+        if not parts:
             parts = fit
+        if not divided:
+            fit = []
         watcher.moments.clear()
         return cls(consumer, parts, fit, check, watcher.sampled() if watcher.has_samples else None, units, zeros)
 
@@ -322,7 +327,7 @@ class Chooser:
 
     def _ridge(self, view: View, columns: NDArray[np.bool_]) -> Solved:
         """The ridge that does best on the batches kept apart, and what it leads to."""
-        fit, check = ([part.narrowed(columns) for part in parts] for parts in (view.fit, view.check))
+        fit, check = [part.narrowed(columns) for part in view.fit], [part.narrowed(columns) for part in view.check]
         old, every = view.consumer.matrix[:, :, columns], np.ones(int(columns.sum()), bool)
         narrow = dataclasses.replace(view, fit=fit, check=check)
         start = _MANY_RIDGE if view.consumer.columns >= _MANY_COLUMNS else RIDGE

@@ -108,6 +108,65 @@ class Moments:
         return Statistics(h, p, t2, u, t, centred)
 
 
+class Held:
+    """Rows (m×n, float32) of a very wide layer, kept as they are: to check a few refits they take less work than moments.
+
+    The targets are the layer's own answers to them.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.columns, self.rows = columns, list[Floats]()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.rows))
+
+    def add(self, rows: Floats, _targets: Floats | None = None) -> None:
+        """Take in rows (m×n)."""
+        self.rows.append(rows)
+
+    def flush(self) -> None:
+        """There is nothing to sum up."""
+
+    def seen(self, weights: Floats, bias: Doubles, *, centred: bool) -> "Seen":
+        """With the layer's weights (D×n) and bias (D)."""
+        rows = np.concatenate([np.empty((0, self.columns), np.float32), *self.rows])
+        self.rows.clear()
+        answers = rows @ weights.T.astype(np.float32, copy=False) + bias.astype(np.float32)
+        return Seen(rows, answers, centred)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Rows `x` (m×n), float32, and what a layer should answer to them, `y` (m×D). As `Statistics`, but for the moments."""
+
+    x: Floats
+    y: Floats
+    centred: bool
+
+    @property
+    def u(self) -> Doubles:
+        """Mean row (n)."""
+        return np.asarray(self.x.mean(0, np.float64))
+
+    @property
+    def t(self) -> Doubles:
+        """Mean answer (D)."""
+        return np.asarray(self.y.mean(0, np.float64))
+
+    def narrowed(self, keep: NDArray[np.bool_]) -> "Seen":
+        """Of some columns (n) alone."""
+        return replace(self, x=self.x[:, keep])
+
+    def error(self, weights: Floats) -> Doubles:
+        """Mean squared error of each output (D) when `weights` (D×n) answer, the best bias included if centred."""
+        used = np.flatnonzero(weights.any(0))
+        x, some = (self.x, weights) if len(used) == len(weights[0]) else (self.x[:, used], weights[:, used])
+        missed = self.y - x @ some.T.astype(np.float32, copy=False)
+        return np.asarray(missed.var(0, np.float64) if self.centred else np.square(missed).mean(0, np.float64))
+
+
 def _product(first: Floats, second: Doubles) -> Doubles:
     """Their product; of very large ones in float32."""
     if len(second) < _WIDE:

@@ -6,7 +6,7 @@ the choice of channels to `select` and `reconstruct`.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from thinet_onnx.calibration import ONE_BLOCK, Numbers
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.errors import ModelError
 from thinet_onnx.groups import Analysis
-from thinet_onnx.moments import Moments
+from thinet_onnx.moments import Held, Moments
 from thinet_onnx.options import MEMORY
 from thinet_onnx.ranks import Ranks
 from thinet_onnx.rules import Linear
@@ -63,6 +63,8 @@ class Watcher:
         zeros: count zeros (for APoZ).
         positions: how many to look at, over all inputs; None: enough for the width.
         columns: of those that the layer reads (n), the ones that the consumer is `narrowed` to.
+        checked: keep some batches apart, to check on what the others fit; "rows" those of wide layers as rows, where they
+            are never to be added to the others.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Watcher:
         zeros: bool = True,
         positions: int | None = None,
         columns: NDArray[np.bool_] | None = None,
+        checked: bool | Literal["rows"] = True,
     ) -> None:
         self.consumer = consumer
         self._channels = None if columns is None else np.tile(columns[:: consumer.layer.taps], consumer.layer.groups)
@@ -86,7 +89,9 @@ class Watcher:
         seen = range(groups if moments and not self.wide else 0)
         self._count_zeros = zeros
         self.own, answers = own, None if own else outputs
-        self.moments = [(Moments(width, answers), Moments(width, answers)) for _ in seen]
+        self._checked = bool(checked)
+        summed = checked is True or (checked == "rows" and not (own and width >= _WIDE))
+        self.moments = [(Moments(width, answers), Moments(width, answers) if summed else Held(width)) for _ in seen]
         self._numbers, self._batches, self._block = numbers, numbers.first, 0
         wanted = positions or rows_wanted(width, outputs, own=own)
         self._per_item = max(1, -(-wanted // max(items * len(consumer.uses), 1)))
@@ -103,12 +108,12 @@ class Watcher:
     def add(self, original: Tensors, pruned: Tensors | None = None) -> None:
         """Take in one batch: tensors of the original network and, if it is another, of the one pruned so far.
 
-        Every fourth batch is summed up apart, to check on what the others fit.
+        Every fourth batch is kept apart, to check on what the others fit.
 
         Raises:
             ModelError: the original computes with NaN or infinity.
         """
-        self._checking = is_check(self._batches)
+        self._checking = self._checked and is_check(self._batches)
         self._random = np.random.default_rng([self._seed, self._batches])
         if self._block != (block := self._numbers.block(self._batches)):
             self._block = block
@@ -182,12 +187,14 @@ class Watcher:
 
     def add_up(self, ranks: Ranks) -> None:
         """Put together what the watchers of all processes saw: sums are added, sampled rows (they are few) gathered."""
-        halves = [half for pair in self.moments for half in pair]
+        halves = [half for pair in self.moments for half in pair if isinstance(half, Moments)]
         counts = np.array([self._seen, *(half.count for half in halves)], np.float64)
         ranks.add_up(counts, self._zeros, *(part for half in halves for part in half.sums()))
         self._seen, *seen = (int(count) for count in counts)
         for half, count in zip(halves, seen, strict=True):
             half.count = count
+        for held in (half for pair in self.moments for half in pair if isinstance(half, Held)):
+            held.rows = [rows for parts in ranks.gather(held.rows) for rows in parts]
         if self._sampled:
             found = ranks.gather((self._rows, self._answers))
             self._rows, self._answers = (

@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from thinet_onnx.moments import Statistics
+from thinet_onnx.moments import Seen, Statistics
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 S = TypeVar("S")
 
 RIDGE = 1e-3  # λ as a share of the mean diagonal of H, where nothing is there to check it on
+_WIDE, _STRONG = (
+    1024,
+    1e-2,
+)  # columns and ridge from which on float32 solves as well: its rounding is a far smaller ridge
 RIDGES = (1e-4, RIDGE, 1e-2, 1e-1, 1.0, 10.0, np.inf)  # tried on data kept apart; infinite: the old weights
 
 
@@ -40,6 +44,9 @@ def full(statistics: Statistics, weights: Floats, keep: NDArray[np.bool_], ridge
     strength = ridge * float(np.trace(h)) / max(len(h), 1) + 1e-12
     h.flat[:: len(h) + 1] += strength
     right = statistics.p + strength * weights.astype(np.float64, copy=False)
+    if len(h) >= _WIDE and ridge >= _STRONG:
+        left, answers = ((part / strength).astype(np.float32) for part in (h, right.T))
+        return np.asarray(np.linalg.solve(left, answers).T, np.float64)
     return np.asarray(np.linalg.solve(h, right.T).T)
 
 
@@ -69,7 +76,7 @@ def best_ridge(
     return RIDGES[best], *found[best]
 
 
-def best_bias(statistics: Statistics, weights: Floats) -> Doubles:
+def best_bias(statistics: Statistics | Seen, weights: Floats) -> Doubles:
     """b' = E[t] − B E[u]: the bias (D) that leaves no mean error."""
     result: Doubles = statistics.t - weights @ statistics.u
     return result

@@ -191,10 +191,11 @@ class _State:
         index = np.concatenate([self._members[unit] for unit in chosen])
         if not len(index):
             return 0.0
-        corner = self.v[np.ix_(index, index)]
-        factor = np.linalg.solve(corner, self.v[index])
-        lost = float(np.einsum("dn,nd->", self.b[:, index], np.linalg.solve(corner, self.b[:, index].T)))
-        self.b -= self.b[:, index] @ factor
+        part = self.b[:, index]
+        factor = np.linalg.solve(self.v[np.ix_(index, index)], np.concatenate([self.v[index], part.T], 1))
+        factor, outer = factor[:, : len(self.v)], factor[:, len(self.v) :]
+        lost = float(np.vdot(part.T, outer))
+        self.b -= part @ factor
         self.v -= self.v[:, index] @ factor
         self._stays[index] = False
         if self._stays.sum() < _DENSE * len(self._stays):
@@ -222,8 +223,8 @@ def _losses(v: Doubles, b: Doubles, blocks: list[Order]) -> Doubles:
     for places in by_size.values():
         index = np.stack([blocks[place] for place in places])
         inner = v[index[:, :, None], index[:, None, :]]
-        outer = b[:, index].transpose(1, 2, 0)
-        losses[places] = np.einsum("ckd,ckd->c", outer, np.linalg.solve(inner, outer))
+        outer = b.T[index]
+        losses[places] = np.trace(np.linalg.solve(inner, outer @ outer.transpose(0, 2, 1)), axis1=1, axis2=2)
     return losses
 
 

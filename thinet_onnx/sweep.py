@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,7 @@ class Sweep:
             later: consumers whose views are to be kept, as far as ranking needs them; the others are let go.
             data: what to watch on, all data if None; a trial's own.
         """
-        readers, graph = self.chooser.readers, self.analysis.graph
+        readers, graph, refits = self.chooser.readers, self.analysis.graph, self.chooser.options.refits
         views, tried, orders = dict[Consumer, View](), dict[int, Tried](), dict[int, Ids]()
         if not wanted:
             return Surveyed(views, tried, orders)
@@ -170,11 +170,11 @@ class Sweep:
         stream, seen = tour(self.analysis, stops, data.own, memory=self._memory)
         with closing(stream):
             for stop, (consumer, tensors) in enumerate(zip(wanted, seen, strict=False)):
-                watcher = self._watcher(consumer, data, own=consumer.bias_known)
+                watcher = self._watcher(consumer, data, own=consumer.bias_known, checked="rows" if refits else True)
                 for batch in tensors:
                     watcher.add(batch)
                 watcher.add_up(data.ranks)
-                views[consumer] = View.of(watcher, centred=self.chooser.centred, apart=self.chooser.options.refits)
+                views[consumer] = View.of(watcher, centred=self.chooser.centred, apart=refits)
                 for group in [group for group, place in last.items() if place == stop]:
                     if trial is None:
                         orders[group] = data.ranks.once(partial(self.chooser.order, group, views))
@@ -300,7 +300,8 @@ class Sweep:
             return self._both(pair, batches, widths, now)
         columns = self._columns_known(consumer, widths, now)
         narrow = consumer if columns is None else consumer.narrowed(columns)
-        ranks, watcher = self.data.ranks, self._watcher(narrow, now.data, columns=columns)
+        known = columns is not None and self.chooser.known_ridge(consumer) is not None
+        ranks, watcher = self.data.ranks, self._watcher(narrow, now.data, columns=columns, checked=not known)
         for left, right in batches:
             watcher.add(left, right)
         watcher.add_up(ranks)
@@ -367,13 +368,14 @@ class Sweep:
         }  # fmt: skip
 
     def _watcher(
-        self, consumer: Consumer, data: Calibration, *, own: bool = False, columns: Columns | None = None
-    ) -> Watcher:
+        self, consumer: Consumer, data: Calibration, *, own: bool = False, columns: Columns | None = None,
+        checked: bool | Literal["rows"] = True,
+    ) -> Watcher:  # fmt: skip
         options = self.chooser.options
         method = options.selection
         return Watcher(
             consumer, data.items, options.seed, numbers=data.numbers, sampled=method == "thinet-sampled", own=own,
-            zeros=method == "apoz", positions=options.positions, columns=columns,
+            zeros=method == "apoz", positions=options.positions, columns=columns, checked=checked,
         )  # fmt: skip
 
     def _both(self, pair: Pair, batches: Iterable[tuple[Feeds, Feeds]], widths: Sequence[int], now: "_Now") -> Step:

@@ -26,8 +26,8 @@ from accuracy_measure import Reference, open_data
 from peers import Problem, UnavailableError, find
 
 from thinet_onnx import pipeline, tuning
-from thinet_onnx.cli.prune import tune_options
 from thinet_onnx.cli.shared import floats
+from thinet_onnx.cli.tuning import tune_options
 from thinet_onnx.data import Preprocess, Source, open_source
 from thinet_onnx.options import RECONSTRUCTIONS, PruneOptions, Target
 from thinet_onnx.setting import open_model

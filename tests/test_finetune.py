@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from thinet_onnx.torch_twin.check import disagreement  # noqa: E402
 from thinet_onnx.training.feeding import Feeding, Variation, variation  # noqa: E402
 from thinet_onnx.training.losses import Objective, sources  # noqa: E402
 from thinet_onnx.training.losses import Source as Place  # noqa: E402
+from thinet_onnx.training.optimizers import sizes  # noqa: E402
 from thinet_onnx.tuning import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -147,6 +148,42 @@ def test_scaled_steps_suit_weights_of_any_size() -> None:
     assert curves["scaled"][0] == pytest.approx(curves["scaled"][1], rel=1e-2)
     assert curves["scaled"][1][-1] < 0.8 * curves["scaled"][1][0]
     assert curves["adamw"][0] != pytest.approx(curves["adamw"][1], rel=0.1)
+
+
+def depthwise(factors: Sequence[float]) -> onnx.ModelProto:
+    """Conv → Relu → depthwise Conv → 1×1 Conv: the same function whatever the factors, which are powers of two."""
+    net, rng = small_models.Net(opset=17), np.random.default_rng(3)
+    sizes, x = np.float32(factors).reshape(-1, 1, 1, 1), net.input("x", (4, 3, 8, 8))
+    values = [np.float32(rng.standard_normal(shape)) for shape in ((6, 3, 3, 3), (6, 1, 3, 3), (5, 6, 1, 1))]
+    x = net.node("Relu", net.node("Conv", x, net.tensor(values[0] / sizes), pads=[1] * 4))
+    x = net.node("Conv", x, net.tensor(values[1] * sizes), pads=[1] * 4, group=6)
+    return net.model(net.node("Conv", x, net.tensor(values[2])))
+
+
+def test_scaled_steps_suit_filters_of_any_size_in_one_tensor() -> None:
+    teacher = depthwise([1] * 6)
+    options = {"optimizer": "scaled", "learning_rate": 1e-2, "clip": 0.0, "weight_decay": 0.1, "steps": 8}
+    curves = []
+    for factors in ([1] * 6, [1, 1, 1, 1, 4, 2.0**24]):  # as folding leaves a filter that sees next to nothing
+        student = depthwise(factors)
+        shake = np.random.default_rng(5)
+        for tensor in student.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            shaken = array * (1 + 0.2 * shake.standard_normal(array.shape).astype(np.float32))
+            tensor.CopyFrom(numpy_helper.from_array(shaken, tensor.name))
+        curves.append(learn(teacher, student, **options).losses)
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_sizes_of_filters_and_of_vectors() -> None:
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1e9], [1.0, 1.0]]).reshape(4, 2, 1, 1)
+    median = 1.0  # of four the lower one of the middle
+    expected = torch.tensor([12.5**0.5, 0.02 * median, 1e9 / 2**0.5, 1.0]).reshape(4, 1, 1, 1)
+    assert torch.allclose(sizes(weight), expected)
+    assert torch.allclose(sizes(torch.tensor([0.0, -2.0, 100.0])), torch.tensor([1.0, 2.0, 51.0]))
+    assert torch.allclose(sizes(torch.zeros(3, 2)), torch.full((3, 1), 0.02 * 1e-3))
+    assert torch.allclose(sizes(torch.zeros(1, 3, 1, 1)), torch.full((3,), 0.5e-3).reshape(1, 3, 1, 1))
 
 
 def test_what_is_written_is_what_was_validated() -> None:

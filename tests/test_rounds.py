@@ -14,7 +14,7 @@ from small_models import plain, residual  # noqa: E402
 
 from thinet_onnx import pipeline as pipelines  # noqa: E402
 from thinet_onnx import presets, rounds, runtime, surgery  # noqa: E402
-from thinet_onnx.cli.prune import tune_options  # noqa: E402
+from thinet_onnx.cli.tuning import tune_options  # noqa: E402
 from thinet_onnx.data import Preprocess, Source, from_arrays  # noqa: E402
 from thinet_onnx.errors import OptionError  # noqa: E402
 from thinet_onnx.graph import Graph, check  # noqa: E402
@@ -157,7 +157,11 @@ def test_training_options_on_the_command_line() -> None:
     assert made == FinetuneOptions(
         learning_rate=1e-4, flip=True, optimizer="sgd", steps=7, loss="own.py:f", seed=5, layout="nhwc"
     )
-    for text in ("flip=yes", "nonsense=1", "batch", "batch=many", "output-weights=1", "epochs=3"):
+    made = tune_options(["feature=a", "output-weight=y=0.5", "feature=b=c", "output-weight=x=2"])
+    assert made == FinetuneOptions(features=("a", "b=c"), output_weights={"y": 0.5, "x": 2.0})
+    with pytest.raises(OptionError, match="--output-weight 'y' is not understood"):
+        tune_options(["output-weight=y"])
+    for text in ("flip=yes", "nonsense=1", "batch", "feature", "batch=many", "output-weights=1", "epochs=3"):
         with pytest.raises(OptionError, match=f"--finetune {text!r} is not understood"):
             tune_options([text])
 

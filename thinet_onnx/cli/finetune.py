@@ -27,6 +27,7 @@ from thinet_onnx.cli.shared import (
     Verbose,
     option,
 )
+from thinet_onnx.cli.tuning import output_weights
 from thinet_onnx.errors import OptionError
 from thinet_onnx.options import parse_shapes
 from thinet_onnx.training.options import BatchNorm, Device, FinetuneOptions, Optimizer, Precision
@@ -82,7 +83,7 @@ def finetune(
         str | None, option(LEARN, "NODE", "Train from this node on; ONNX Runtime runs the rest.", default="the inputs")
     ] = None,
     optimizer: Annotated[
-        Optimizer, option(TRAIN, "scaled|adamw|sgd", "scaled: AdamW, its rate relative to each tensor.")
+        Optimizer, option(TRAIN, "scaled|adamw|sgd", "scaled: AdamW, its rate relative to each filter.")
     ] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, option(TRAIN, "X", "The highest one.", "--learning-rate", "--lr", default="by optimizer")
@@ -127,7 +128,7 @@ def finetune(
         options = FinetuneOptions(
             epochs=epochs, steps=steps, batch=batch, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum,
             weight_decay=weight_decay, warmup=warmup, clip=clip, ema=ema, distill=distill, temperature=temperature,
-            output_weights=_weights(output_weight or []), feature_weight=feature_weight, features=tuple(feature or ()),
+            output_weights=output_weights(output_weight or []), feature_weight=feature_weight, features=tuple(feature or ()),
             label_weight=label_weight, loss=loss, loss_weight=loss_weight, trainable_from=trainable_from, flip=flip,
             crop=crop, mix=mix, zoom=zoom, layout=layout, batch_norm=batch_norm, device=device, precision=precision,
             compile=compiled, channels_last=channels_last, held_out=held_out, validate_every=validate_every, patience=patience,
@@ -161,17 +162,3 @@ def finetune(
             )  # fmt: skip
         if first:
             shared.show(tuning.report(result, str(pruned), str(teacher), str(output), options, data), json_file, quiet)
-
-
-def _weights(texts: list[str]) -> dict[str, float]:
-    """Parse `NAME=W`; raises OptionError."""
-    weights = {}
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        values = shared.floats("--output-weight", number) if name else ()
-        if len(values) != 1 or values[0] < 0:
-            raise OptionError(
-                f"--output-weight {text!r} is not understood: write an output and its weight, such as boxes=0.5."
-            )
-        weights[name] = values[0]
-    return weights

@@ -44,6 +44,7 @@ from thinet_onnx.cli.shared import (
     Verbose,
     option,
 )
+from thinet_onnx.cli.tuning import tune_options
 from thinet_onnx.config import of_prune
 from thinet_onnx.errors import OptionError
 from thinet_onnx.options import (
@@ -56,7 +57,6 @@ from thinet_onnx.options import (
     parse_bytes,
     parse_shapes,
 )
-from thinet_onnx.training.options import FinetuneOptions
 
 PAGES = (".html", ".htm")
 DEFAULT_TARGET = "macs=50%"
@@ -255,25 +255,3 @@ def _check_reports(json_file: Path | None, report_file: Path | None, others: dic
         shared.check_output("--json", json_file, others, ".json")
     if report_file is not None:
         shared.check_output("--report", report_file, {**others, "--json": json_file}, *PAGES)
-
-
-def tune_options(texts: list[str], **others: Any) -> FinetuneOptions:
-    """Parse `OPTION=VALUE` for fields of FinetuneOptions that are a number, a word or on/off; raises OptionError."""
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(FinetuneOptions)}
-    kinds |= {"learning_rate": float, "steps": int, "validate_every": int, "loss": str, "trainable_from": str}
-    simple = {name: kind for name, kind in kinds.items() if kind in (int, float, str, bool) and name != "epochs"}
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        kind = simple.get(name)
-        try:
-            if kind is None or not equals:
-                raise ValueError
-            found[name] = {"on": True, "off": False}[value] if kind is bool else kind(value)
-        except (ValueError, KeyError):
-            names = ", ".join(entry.replace("_", "-") for entry in sorted(simple))
-            raise OptionError(
-                f"--finetune {text!r} is not understood: write OPTION=VALUE (on or off for a switch); options are {names}."
-            ) from None
-    return FinetuneOptions(**(others | found))

@@ -21,13 +21,11 @@ from thinet_onnx.training.checkpoints import Folder, State
 from thinet_onnx.training.feeding import Feeding
 from thinet_onnx.training.losses import Objective
 from thinet_onnx.training.networks import Feeds, Network, Teacher
+from thinet_onnx.training.optimizers import optimizer
 from thinet_onnx.training.options import FinetuneOptions, Validation
 from thinet_onnx.training.processes import Processes
 
 Kept = dict[str, Tensor]
-
-
-_LEAST_SIZE = 1e-3  # of a tensor: as if its values were that large
 
 
 class Loop:
@@ -68,7 +66,7 @@ class Loop:
         self._twin.learn_statistics = options.batch_norm == "learned"
         self._twin.share_statistics(processes.total if processes.count > 1 else None)
         self._weights = self._twin.weights()
-        self._optimizer = _optimizer(self._weights, options)
+        self._optimizer = optimizer(self._weights.values(), options)
         self.total = options.steps or options.epochs * feeding.steps
         self.step = 0
         self._averaged: Kept = {name: w.detach().clone() for name, w in self._weights.items()} if options.ema else {}
@@ -125,7 +123,7 @@ class Loop:
         """One step of the optimizer; returns the parts of the loss over all processes."""
         self._twin.train()
         for group in self._optimizer.param_groups:
-            group["lr"] = group["scale"] * self._rate(self.step)
+            group["lr"] = self._rate(self.step)
         self._optimizer.zero_grad()
         rows = self._feeding.rows(self.step)
         epoch = self.step // self._feeding.steps
@@ -236,22 +234,3 @@ class Loop:
         self._best = state["best"]
         self.losses = state["losses"]
         self.validations = [Validation(**entry) for entry in state["validations"]]
-
-
-def _optimizer(weights: dict[str, Any], options: FinetuneOptions) -> torch.optim.Optimizer:
-    """The optimizer; norms and biases, which have one axis longer than 1, don't decay.
-
-    `scaled` takes steps in proportion to each tensor's own size when training begins (as Adafactor does: Shazeer and Stern,
-    2018), since folded weights are of any size.
-    """
-    groups = []
-    for weight in weights.values():
-        vector = sum(size > 1 for size in weight.shape) <= 1
-        size = float(weight.detach().double().square().mean().sqrt())
-        scale = max(size, _LEAST_SIZE) if options.optimizer == "scaled" else 1.0
-        groups.append(
-            {"params": [weight], "weight_decay": 0.0 if vector else options.weight_decay / scale, "scale": scale}
-        )
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
-    return torch.optim.AdamW(groups, lr=options.rate)

@@ -31,7 +31,7 @@ class FinetuneOptions:
 
     How long: `epochs` passes over the data or, where that is given, `steps` steps of `batch` items. The learning rate
     (None: 1e-3 for scaled, 3e-4 for adamw, 1e-2 for sgd) rises over the share `warmup` of the steps and falls to 0 by a
-    cosine. `scaled` is AdamW whose rate is a share of each tensor's own size (its root mean square when training begins), so
+    cosine. `scaled` is AdamW whose rate is a share of each filter's own size (its root mean square when training begins), so
     that it suits folded weights of any size; `adamw` moves all of them alike.
     `weight_decay` leaves norms and biases alone, `clip` is the largest norm of the gradient (0: any), `ema` the decay of
     the averaged weights that are validated and kept (0: the weights themselves).

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from thinet_onnx import arrays
 from thinet_onnx.data import InputSpec, Preprocess, from_arrays, open_source, random_source, split
 from thinet_onnx.errors import DataError, OptionError
+from thinet_onnx.stored import Stored
 
 FLOAT = np.dtype(np.float32)
 RGB = [InputSpec("x", (None, 3, 8, 6), FLOAT)]
@@ -525,6 +527,84 @@ class TestFiles:
         inputs = [*VECTOR, InputSpec("flag", (), np.dtype(bool))]
         with fails("'flag' 0", "'v' 4"):
             from_arrays({"v": floats(4, 5), "flag": np.array(True)}, inputs)
+
+
+class TestFilesOfLargeArrays(TestFiles):
+    """The same of arrays that stay in their files."""
+
+    @pytest.fixture(autouse=True)
+    def stored(self, monkeypatch):
+        made = []
+        begin = Stored.__init__
+
+        def noted(self, *rest):
+            begin(self, *rest)
+            made.append(self)
+
+        monkeypatch.setattr(Stored, "__init__", noted)
+        monkeypatch.setattr(arrays, "_LARGE", 0)
+        return made
+
+    @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", ">f4"])
+    @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+    def test_rows_are_those_of_the_array(self, tmp_path, stored, name, dtype):
+        values = floats(9, 5).astype(dtype)
+        if name == "a.npy":
+            np.save(tmp_path / name, values)
+        else:
+            np.savez(tmp_path / name, v=values)
+        source = open_source(tmp_path / name, VECTOR)
+        for rows in ([4], [8, 0, 3], list(range(9))):
+            np.testing.assert_array_equal(source.batch(rows)["v"], values[rows].astype(np.float32))
+        np.testing.assert_array_equal(stored[0][...], values)
+        np.testing.assert_array_equal(np.asarray(stored[0]), values)
+        np.testing.assert_array_equal(stored[0][2:7:2], values[2:7:2])
+        assert len(stored) == 1 and len(stored[0]) == 9
+
+    def test_several_arrays_and_labels_of_one_archive(self, tmp_path, stored):
+        x, v = pixels(4, 8, 6, 3), floats(4, 5)
+        np.savez(tmp_path / "a.npz", x=x, v=v, labels=np.arange(4))
+        source = open_source(tmp_path / "a.npz", TWO, Preprocess(scale=1.0))
+        assert len(stored) == 2 and source.labels is not None and source.labels.tolist() == [0, 1, 2, 3]
+        np.testing.assert_array_equal(source.batch([3, 1])["x"], x[[3, 1]].transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(source.batch([3, 1])["v"], v[[3, 1]])
+
+    @pytest.mark.parametrize("kind", ["packed", "by columns", "integers"])
+    def test_others_are_loaded(self, tmp_path, stored, kind):
+        values = np.arange(20, dtype=np.float32 if kind != "integers" else np.int16).reshape(4, 5)
+        spec = [InputSpec("v", (None, 5), FLOAT)]
+        saved = np.asfortranarray(values) if kind == "by columns" else values
+        (np.savez_compressed if kind == "packed" else np.savez)(tmp_path / "a.npz", v=saved)
+        np.testing.assert_array_equal(open_source(tmp_path / "a.npz", spec).batch([2])["v"], values[2:3])
+        assert not stored
+
+    def test_damage_and_nan_are_found(self, tmp_path):
+        values = floats(400, 5)
+        np.savez(tmp_path / "a.npz", v=values)
+        content = bytearray((tmp_path / "a.npz").read_bytes())
+        content[2000] ^= 1
+        (tmp_path / "a.npz").write_bytes(content)
+        with fails("a.npz", "'v'", "can't be read", "check sum"):
+            open_source(tmp_path / "a.npz", VECTOR)
+        values[7, 2] = np.nan
+        np.save(tmp_path / "a.npy", values)
+        with fails("a.npy", "NaN", "row 7"):
+            open_source(tmp_path / "a.npy", VECTOR)
+
+    def test_a_file_that_changes_during_the_run(self, tmp_path):
+        np.save(tmp_path / "a.npy", floats(4, 5))
+        source = open_source(tmp_path / "a.npy", VECTOR)
+        source.batch([0])
+        (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-40])
+        for rows in ([3], [0]):
+            with fails("a.npy", "written to"):
+                source.batch(rows)
+
+    def test_small_ones_are_loaded(self, tmp_path, stored, monkeypatch):
+        monkeypatch.setattr(arrays, "_LARGE", 81)
+        np.save(tmp_path / "a.npy", floats(4, 5))
+        open_source(tmp_path / "a.npy", VECTOR)
+        assert not stored
 
 
 class TestScripts:

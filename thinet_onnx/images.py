@@ -18,8 +18,10 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thinet_onnx.errors import DataError, OptionError
+from thinet_onnx.stored import Stored
 
 Array = npt.NDArray[Any]
+Rows = Array | Stored
 Labels = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 Layout = Literal["nchw", "nhwc"]
@@ -148,7 +150,7 @@ class ImageArray:
     `shape` is what the whole array would be as a tensor of the model.
     """
 
-    def __init__(self, array: Array, image: ImageInput, where: str) -> None:
+    def __init__(self, array: Rows, image: ImageInput, where: str) -> None:
         """Take (N, H, W, C), (N, C, H, W) or grey (N, H, W) for `image`; `where` names the array in messages.
 
         Raises DataError if the shape is none of these or the channels aren't the model's.
@@ -175,7 +177,7 @@ class ImageArray:
 class PlainArray:
     """An array that is a tensor of the model but for its dtype, with the face of ImageArray."""
 
-    def __init__(self, array: Array, spec: InputSpec, where: str) -> None:
+    def __init__(self, array: Rows, spec: InputSpec, where: str) -> None:
         """Take an array whose dtype casts to the input's without loss (but for float precision) and is finite.
 
         Raises DataError otherwise.
@@ -193,13 +195,13 @@ class PlainArray:
 Column = PlainArray | ImageArray
 
 
-def column(values: npt.ArrayLike, spec: InputSpec, preprocess: Preprocess, where: str, copy: bool) -> Column:
+def column(values: npt.ArrayLike | Stored, spec: InputSpec, preprocess: Preprocess, where: str, copy: bool) -> Column:
     """Check the array for one input, `where` naming it in messages, and get it ready to make tensors of its rows.
 
     The size of axis 0 is free, but not 0. Raises DataError if the array doesn't fit the input, OptionError if
     `preprocess` doesn't.
     """
-    array = _as_array(values, where, copy)
+    array = values if isinstance(values, Stored) else _as_array(values, where, copy)
     if 0 in array.shape:
         raise DataError(f"{where} is empty, of shape {array.shape}: give at least one row for input {spec}.")
     made: Column
@@ -346,22 +348,23 @@ def _as_array(values: npt.ArrayLike, where: str, copy: bool = False) -> Array:
         raise DataError(f"{where} is no array ({first_line(error)}): give numbers in a regular shape.") from error
 
 
-def _check_dtype(array: Array, spec: InputSpec, where: str) -> None:
+def _check_dtype(array: Rows, spec: InputSpec, where: str) -> None:
     have, want = array.dtype, spec.dtype
     if (have.kind == want.kind == "f") or (have.kind in "biuf" and np.can_cast(have, want, "safe")):
         return
     if have.kind in "iu" and want.kind in "iu":
         limits = np.iinfo(want)
+        array = np.asarray(array)
         if limits.min > array.min() or array.max() > limits.max:
             raise DataError(f"{where} has values beyond {want}, which input {spec} takes: mend these values.")
         return
     raise DataError(f"{where} has dtype {have}, but input {spec} takes {want}: convert it with astype.")
 
 
-def _check_finite(array: Array, spec: InputSpec, where: str) -> None:
+def _check_finite(array: Rows, spec: InputSpec, where: str) -> None:
     if array.dtype.kind != "f":
         return
-    rows = np.atleast_1d(array)
+    rows = array if array.ndim else np.atleast_1d(array)
     step = max(1, _CHECKED_AT_ONCE * len(rows) // rows.size)
     count, first = 0, -1
     for start in range(0, len(rows), step):

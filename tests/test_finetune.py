@@ -32,7 +32,7 @@ from thinet_onnx.setting import open_model  # noqa: E402
 from thinet_onnx.torch_twin import find_cut, to_torch  # noqa: E402
 from thinet_onnx.torch_twin.check import disagreement  # noqa: E402
 from thinet_onnx.training.feeding import Feeding, Variation, variation  # noqa: E402
-from thinet_onnx.training.losses import Objective, sources  # noqa: E402
+from thinet_onnx.training.losses import Objective, scores_among, sources  # noqa: E402
 from thinet_onnx.training.losses import Source as Place  # noqa: E402
 from thinet_onnx.training.optimizers import sizes  # noqa: E402
 from thinet_onnx.tuning import FinetuneOptions, FinetuneResult, finetune  # noqa: E402
@@ -174,6 +174,21 @@ def test_scaled_steps_suit_filters_of_any_size_in_one_tensor() -> None:
         curves.append(learn(teacher, student, **options).losses)
     assert curves[0][-1] < 0.9 * curves[0][0]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_what_looks_like_class_scores() -> None:
+    shapes = {
+        "classes": (4, 10),
+        "pooled": (4, 10, 1, 1),
+        "line": (4, 7, 1),
+        "faces": (4, 896, 1),
+        "boxes": (4, 896, 16),
+        "one": (4, 1),
+    }
+    seen = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    assert scores_among(seen) == {"classes", "pooled", "line"}
+    assert "faces" in scores_among({"faces": seen["faces"]})
+    assert not scores_among({"whole": torch.zeros(4, 10, dtype=torch.int64)})
 
 
 def test_sizes_of_filters_and_of_vectors() -> None:

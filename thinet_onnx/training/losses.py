@@ -91,19 +91,27 @@ class Term:
         return rows.clamp(_LEAST).log() if self.scores == "probabilities" else rows
 
 
-def looks_like_scores(x: Tensor) -> bool:
-    """Whether a tensor looks like scores of classes: (batch, classes), or that with size-1 axes after it."""
-    return x.is_floating_point() and x.ndim >= 2 and x.shape[1] >= 2 and x.numel() == x.shape[0] * x.shape[1]
+def scores_among(seen: Tensors) -> set[str]:
+    """Names of the tensors that look like scores of classes: (batch, classes), or that with size-1 axes after it.
+
+    But not (batch, places, 1) beside (batch, places, more), which are what a detector says of each place.
+    """
+    places = {x.shape[1] for x in seen.values() if x.ndim == 3 and x.shape[2] > 1}
+    return {
+        name for name, x in seen.items()
+        if x.is_floating_point() and x.ndim >= 2 and x.shape[1] >= 2 and x.numel() == x.shape[0] * x.shape[1]
+        and not (x.ndim == 3 and x.shape[1] in places)
+    }  # fmt: skip
 
 
-def _term(source: Source, seen: Tensor, weight: float) -> Term:
+def _term(source: Source, seen: Tensor, weight: float, looks_like_scores: bool) -> Term:
     """What the teacher's tensor is compared by.
 
     Class scores behind no softmax might be anything with few numbers (a box, landmarks): these count squared as well.
     """
     if source.axis is not None:
         return Term(source, weight, "logits", False)
-    if not looks_like_scores(seen):
+    if not looks_like_scores:
         return Term(source, weight, scale=_variance(seen))
     rows = seen.flatten(1)
     certain = bool((rows >= 0).all()) and torch.allclose(rows.sum(1), torch.ones_like(rows[:, 0]), atol=1e-3)
@@ -137,11 +145,11 @@ class Objective:
         check_outputs(options, [place.output for place in places])
         weighed = [options.distill * options.output_weights.get(place.output, 1.0) for place in places]
         self._temperature = options.temperature
-        self._outputs = [_term(p, seen[p.tensor], w) for p, w in zip(places, weighed, strict=True)]
+        scores = scores_among({place.tensor: seen[place.tensor] for place in places})
+        self._outputs = [_term(p, seen[p.tensor], w, p.tensor in scores) for p, w in zip(places, weighed, strict=True)]
         share = options.feature_weight / max(len(features), 1)
         self._features = [Term(Source(name, name), share, scale=_variance(seen[name])) for name in features]
-        scores = [term for term in self._outputs if looks_like_scores(seen[term.source.tensor])]
-        self._classes = scores[0] if scores else None
+        self._classes = next((term for term in self._outputs if term.source.tensor in scores), None)
         self._label_weight, self._loss_weight = options.label_weight, options.loss_weight
         self._user = user_loss(options.loss) if options.loss else None
         if not self.names:

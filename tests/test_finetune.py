@@ -667,6 +667,54 @@ def test_a_softmax_anywhere_is_compared_in_front_of_it(opset: int, axis: int, sh
     assert float(chosen.parts({x: z}, {x: t}, {})["y"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("moved", [(), ("Transpose",), ("Transpose", "Reshape", "Identity")], ids="+".join)
+def test_what_a_sigmoid_answers_is_compared_in_front_of_it(moved: tuple[str, ...]) -> None:
+    b = Build(17)
+    x = b.conv(b.input(), 3, 4, name="chances")
+    y = b.node("Sigmoid", x, out="" if moved else "y")
+    for place, kind in enumerate(moved):
+        out = "y" if place == len(moved) - 1 else ""
+        if kind == "Transpose":
+            y = b.node(kind, y, perm=[0, 2, 3, 1], out=out)
+        else:
+            y = b.node(kind, y, *([b.const(np.array([0, -1]))] if kind == "Reshape" else []), out=out)
+    b.output(y)
+    graph = Graph(b.model())
+    assert sources(graph, find_cut(graph)) == [Place(y, x, chances=True)]
+
+
+def test_chances_count_by_their_share_of_what_the_mean_leaves_unsaid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    t, z = (3 * torch.randn(6, 1, 5, 5, generator=generator) - 4 for _ in "tz")
+    q, p = t.sigmoid(), z.sigmoid()
+
+    def divergence(p: "torch.Tensor") -> "torch.Tensor":
+        return (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
+
+    chosen = objective(t, Place("y", "y", chances=True))
+    found = float(chosen.parts({"y": z}, {"y": t}, {})["y"])
+    assert found == pytest.approx(float(divergence(p) / divergence(q.mean())), rel=1e-4)
+    assert float(chosen.parts({"y": t}, {"y": t}, {})["y"]) == pytest.approx(0, abs=1e-6)
+    assert float(chosen.parts({"y": t - t + q.mean().logit()}, {"y": t}, {})["y"]) == pytest.approx(1, rel=1e-4)
+
+
+def test_chances_that_do_not_vary_or_are_certain_give_no_infinite_loss() -> None:
+    for same in (torch.full((4, 1, 3, 3), -200.0), torch.full((4, 1, 3, 3), 0.5), torch.full((4, 1, 3, 3), 200.0)):
+        z = torch.randn(4, 1, 3, 3, requires_grad=True)
+        loss = objective(same, Place("y", "y", chances=True)).parts({"y": z}, {"y": same}, {})["y"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert z.grad is not None
+        assert bool(loss.isfinite()) and bool(z.grad.isfinite().all())
+
+
+def test_classes_behind_a_sigmoid_count_as_scores_too() -> None:
+    t = torch.tensor([[4.0, -3, -3], [-3, 4, -3], [-3, -3, 4]])
+    chosen = objective(t, Place("y", "y", chances=True), label_weight=1.0)
+    assert chosen.agreeing({"y": t.roll(1, 0)}, {"y": t}) == (0, 3)
+    found = chosen.parts({"y": t}, {"y": t}, {"labels": torch.tensor([0, 1, 2])})
+    assert float(found["labels"]) == pytest.approx(float(-t.log_softmax(1).diag().mean()), rel=1e-5)
+
+
 def test_agreement_counts_best_classes() -> None:
     chosen = objective(torch.randn(4, 3))
     scores = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])

@@ -7,7 +7,7 @@ import pytest
 import small_models
 
 import thinet_onnx
-from thinet_onnx import sweep
+from thinet_onnx import runtime, sweep
 from thinet_onnx.choose import Rebuilt
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +63,23 @@ def test_one_that_points_the_wrong_way_is_dropped(monkeypatch: pytest.MonkeyPatc
     result = thinet_onnx.prune(small_models.residual(), data(), keep=0.5)
     assert "none of them were kept" in result.report.warnings[0]
     assert result.report.fidelity[0].relative_error == pytest.approx(plain.report.fidelity[0].relative_error, rel=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0, -3.0], ids=["whole", "in part", "dropped"])
+def test_what_the_report_tells_of_held_out_samples_is_what_the_file_answers(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    spoil(monkeypatch, factor)
+    samples, model = data(), small_models.residual()
+    result = thinet_onnx.prune(model, samples, keep=0.5)
+    held = samples[[int(title.removeprefix("sample ")) for title in result.report.held]]
+    name = model.graph.input[0].name
+    before, after = (
+        np.concatenate([answers[0] for answers in runtime.outputs(file, [{name: row[None]} for row in held])])
+        for file in (model, result.model)
+    )
+    error = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert result.report.fidelity[0].relative_error == pytest.approx(float(error), rel=1e-3)
 
 
 def test_weights_that_are_no_numbers_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

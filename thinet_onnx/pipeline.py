@@ -159,7 +159,7 @@ def _report(
 ) -> Report:  # fmt: skip
     """Measure both models, write the pruned one, and tell: the first process does, with answers from all of them."""
     run.progress.start("Measuring", 3)
-    answers = run.held_before, runtime.outputs(outcome.twin, run.held_batches)
+    answers = run.held_before, run.held_after(outcome)
     before, after = map(run.ranks.gather_first, answers)
     accuracy = _accuracy(run, outcome.twin)
     run.progress.advance()

@@ -22,7 +22,6 @@ from thinet_onnx.decide import Decision, decide, given, price, why_not
 from thinet_onnx.errors import DataError, NothingToPruneError, OptionError
 from thinet_onnx.examine import examine
 from thinet_onnx.groups import Analysis, LostFunction, analyse, cut_constant, loss, make_plan
-from thinet_onnx.labels import Ids
 from thinet_onnx.latency import Bench
 from thinet_onnx.options import Progress, PruneOptions, Storage
 from thinet_onnx.plan import PrunePlan
@@ -195,37 +194,41 @@ class Run:
         kept, rebuilt = sweep.prune(weighed.views, decision.widths, journal, orders)
         plan = make_plan(self.analysis, kept)
         self.progress.start("Cutting and verifying", 4)
+        wide = surgery.apply(self.model, plan)
+        narrow = partial(_narrow, self.analysis, loss(self.analysis, kept), graphs.Graph(wide))
         tempered = None
         if self.options.reconstruction != "none":
+
+            def run(refits: Sequence[surgery.Refit]) -> verify.Outputs:
+                return runtime.outputs(surgery.refit(wide, narrow(refits)), self.held_batches)
+
             columns = partial(sweep.chooser.columns, kept=dict(enumerate(kept)))
-            tempered = temper(self.model, rebuilt, columns, self.held_batches, self.held_before, self.ranks)
+            tempered = temper(rebuilt, columns, run, self.held_before, len(wide.graph.output), self.ranks)
             rebuilt = tempered.rebuilt
         self.progress.advance()
-        return self._cut(plan, kept, rebuilt, decision, tempered)
+        uncut = [refit for entry in rebuilt for refit in entry.refits()]
+        pruned, error = self._cut(plan, uncut, narrow(uncut))
+        return Outcome(pruned, surgery.refit(wide, narrow(uncut)), plan, rebuilt, decision, error, tempered)
+
+    def held_after(self, outcome: "Outcome") -> verify.Outputs:
+        """What the pruned network answers to `held_batches`."""
+        if outcome.tempered is not None and outcome.tuned is None:
+            return outcome.tempered.answers
+        return runtime.outputs(outcome.twin, self.held_batches)
 
     def _cut(
-        self,
-        plan: PrunePlan,
-        kept: list[Ids],
-        rebuilt: list[Rebuilt],
-        decision: Decision,
-        tempered: Tempered | None,
-    ) -> "Outcome":
+        self, plan: PrunePlan, uncut: list[surgery.Refit], cut: list[surgery.Refit]
+    ) -> tuple[onnx.ModelProto, float]:
         """Cut the file twice, without and with new weights, and hold both against the uncut network with zeros."""
-        model, analysis = self.setting.model, self.analysis
+        model = self.setting.model
         check = [self.source.batch([row]) for row in self.held[:4]]
+        answers = runtime.outputs(model, check)
         bare = surgery.apply(model, plan)
-        error = verify.oracle(model, bare, plan, check)
+        error = verify.oracle(model, bare, plan, check, answers)
         self.progress.advance()
-        lost = loss(analysis, kept)
-        uncut = [refit for entry in rebuilt for refit in entry.refits()]
-        layers = {layer.node.key: layer for layer in analysis.context.linears}
-        left = graphs.Graph(bare)  # a branch that went altogether took its layers along
-        stays = [refit for refit in uncut if refit.node in left.producer or refit.node in left.tensors]
-        cut = [_cut_refit(analysis, lost, layers[refit.node], refit) for refit in stays]
         pruned = surgery.refit(bare, cut)
         self.progress.advance()
-        error = max(error, verify.disagreement(surgery.refit(model, uncut), pruned, model, check))
+        error = max(error, verify.disagreement(surgery.refit(model, uncut), pruned, answers, check))
         if not error <= _TOLERANCE[self.setting.coarse]:
             raise RuntimeError(
                 f"The cut file differs from the original with zeros in place of the removed channels (by {error:.1e}); "
@@ -233,8 +236,18 @@ class Run:
             )
         if self.setting.checked and (complaint := graphs.check(pruned)) is not None:
             raise RuntimeError(f"The cut file fails onnx.checker ({complaint}); nothing was written. Please report it.")
-        wide = surgery.refit(surgery.apply(self.model, plan), cut)
-        return Outcome(pruned, wide, plan, rebuilt, decision, error, tempered)
+        return pruned, error
+
+
+def _narrow(
+    analysis: Analysis, lost: LostFunction, left: graphs.Graph, refits: Sequence[surgery.Refit]
+) -> list[surgery.Refit]:
+    """New weights of the uncut network, in the shapes that they have once it is cut, of the layers that are left."""
+    layers = {layer.node.key: layer for layer in analysis.context.linears}
+    stays = [refit for refit in refits if refit.node in left.producer or refit.node in left.tensors]
+    return [
+        _cut_refit(analysis, lost, layers[refit.node], refit) for refit in stays
+    ]  # a branch may have gone altogether
 
 
 def _cut_refit(analysis: Analysis, lost: LostFunction, layer: Linear, refit: surgery.Refit) -> surgery.Refit:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
-from thinet_onnx import runtime, surgery, verify
+from thinet_onnx import verify
 from thinet_onnx.choose import Rebuilt
 from thinet_onnx.consumers import Consumer
 from thinet_onnx.graph import Array
 from thinet_onnx.ranks import ALONE, Ranks
+from thinet_onnx.surgery import Refit
 
 _SHARES = (0.5, 0.25, 0.1)  # of the way to the new weights, tried where all of it is too far
 
@@ -23,49 +23,60 @@ _SHARES = (0.5, 0.25, 0.1)  # of the way to the new weights, tried where all of 
 class Tempered:
     """What is left of a refit: `share` of the way to the new weights was gone (1: all of it).
 
-    `refitted` and `bare` are the relative errors of the outputs with all of the refit, and with none.
+    `refitted` and `bare` are the relative errors of the outputs with all of the refit, and with none; `answers` is what the
+    cut network answers with what is left.
     """
 
     rebuilt: list[Rebuilt]
     share: float
     refitted: float
     bare: float
+    answers: verify.Outputs
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A share of the way: the new weights, what they answer, and the error."""
+
+    share: float
+    rebuilt: list[Rebuilt]
+    answers: verify.Outputs
+    error: float
 
 
 def temper(
-    model: onnx.ModelProto,
     rebuilt: Sequence[Rebuilt],
     columns: Callable[[Consumer], Array],
-    batches: Sequence[dict[str, Array]],
-    before: list[list[Array]],
+    run: Callable[[Sequence[Refit]], verify.Outputs],
+    before: verify.Outputs,
+    outputs: int,
     ranks: Ranks = ALONE,
 ) -> Tempered:
     """Go as far to the new weights as the outputs on some batches allow.
 
     Args:
-        model: the original, uncut.
         rebuilt: new weights.
         columns: which columns (n) of a layer's weights stay.
-        batches: samples that nothing was fitted on; this process's, of several.
+        run: what the cut network answers, with some weights, to samples that nothing was fitted on; this process's, of several.
         before: what the original answers to them.
+        outputs: how many the network has.
         ranks: the processes.
     """
 
-    def error(share: float) -> float:
-        moved = [refit for entry in rebuilt for refit in _moved(entry, columns(entry.consumer), share).refits()]
-        after = runtime.outputs(surgery.refit(model, moved), batches)
-        sums = verify.squares(before, after, len(model.graph.output))
+    def tried(share: float) -> _Tried:
+        moved = [_moved(entry, columns(entry.consumer), share) for entry in rebuilt]
+        after = run([refit for entry in moved for refit in entry.refits()])
+        sums = verify.squares(before, after, outputs)
         ranks.add_up(sums)
         rows = sums[sums[:, 2] == 0]
         found = float(np.mean(np.sqrt(rows[:, 0]) / np.maximum(np.sqrt(rows[:, 1]), 1e-30))) if len(rows) else 0.0
-        return found if np.isfinite(found) else np.inf
+        return _Tried(share, moved, after, found if np.isfinite(found) else np.inf)
 
-    refitted, bare = error(1.0), error(0.0)
-    if refitted <= bare:
-        return Tempered(list(rebuilt), 1.0, refitted, bare)
-    errors = {0.0: bare} | {share: error(share) for share in _SHARES}
-    best = min(errors, key=lambda share: (errors[share], share))
-    return Tempered([_moved(entry, columns(entry.consumer), best) for entry in rebuilt], best, refitted, bare)
+    whole, none = tried(1.0), tried(0.0)
+    best = whole
+    if whole.error > none.error:
+        best = min([none, *map(tried, _SHARES)], key=lambda one: (one.error, one.share))
+    return Tempered(best.rebuilt, best.share, whole.error, none.error, best.answers)
 
 
 def _moved(entry: Rebuilt, columns: Array, share: float) -> Rebuilt:

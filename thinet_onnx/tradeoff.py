@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from thinet_onnx import decide, runtime, summary, verify
+from thinet_onnx import decide, summary, verify
 from thinet_onnx.budget import Curve, loss
 from thinet_onnx.choose import Chooser
 from thinet_onnx.cost import Cost
@@ -153,7 +153,7 @@ class _Curve:
         run, old = self.run, self._prepared.sweep
         sweep = Sweep(run.analysis, old.consumers, chooser, old.data, run.progress)
         outcome = run.finish(sweep, self._weighed, Decision(widths, {}, None))
-        before, after = run.held_before, runtime.outputs(outcome.twin, run.held_batches)
+        before, after = run.held_before, run.held_after(outcome)
         rows = verify.fidelity(run.setting.graph.outputs, before, after)
         return _mean([row.relative_error for row in rows]), _mean([row.top1 for row in rows if row.top1 is not None])
 

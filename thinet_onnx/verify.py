@@ -113,22 +113,23 @@ def _largest(values: Array) -> float:
 
 
 def disagreement(
-    expected: onnx.ModelProto, actual: onnx.ModelProto, original: onnx.ModelProto, batches: Sequence[dict[str, Array]]
+    expected: onnx.ModelProto, actual: onnx.ModelProto, original: Outputs, batches: Sequence[dict[str, Array]]
 ) -> float:
-    """How far `actual` is from `expected` beyond rounding (see `difference`), in units of the original's outputs.
+    """How far `actual` is from `expected` beyond rounding (see `difference`), in units of the original's answers.
 
     Rounding is what ONNX Runtime's optimised and plain ways of running `expected` differ by.
     """
     plain = runtime.outputs(expected, batches, optimise=False)
     found = runtime.outputs(actual, batches)
-    return difference(runtime.outputs(expected, batches), found, runtime.outputs(original, batches), plain)
+    return difference(runtime.outputs(expected, batches), found, original, plain)
 
 
 def oracle(
-    model: onnx.ModelProto, pruned: onnx.ModelProto, plan: PrunePlan, batches: Sequence[dict[str, Array]]
-) -> float:
-    """The oracle's relative difference for a file that was cut and not refitted."""
-    return disagreement(masked(model, plan), pruned, model, batches)
+    model: onnx.ModelProto, pruned: onnx.ModelProto, plan: PrunePlan, batches: Sequence[dict[str, Array]],
+    answers: Outputs | None = None,
+) -> float:  # fmt: skip
+    """The oracle's relative difference for a file that was cut and not refitted; `answers` are the model's, where known."""
+    return disagreement(masked(model, plan), pruned, answers or runtime.outputs(model, batches), batches)
 
 
 def is_classifier(output: Array) -> bool:

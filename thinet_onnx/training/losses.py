@@ -4,7 +4,12 @@ For class scores z (student) and t (teacher) and temperature T
 
     T² · KL(softmax(t/T) ‖ softmax(z/T))                     (Hinton, Vinyals and Dean, 2015)
 
-and for every other tensor mean((z − t)²) / variance of t. All are means over items, so that parts of a batch add up.
+for numbers behind a sigmoid, p of the student and q of the teacher, each one's share of what the mean q̄ leaves unsaid
+
+    mean KL(q ‖ p) / mean KL(q ‖ q̄)
+
+(a detector's chances are next to 0 nearly everywhere: squares of them would be those of a few places) and for every other
+tensor mean((z − t)²) / variance of t. All are means over items, so that parts of a batch add up.
 """
 
 import importlib.util
@@ -27,33 +32,41 @@ Tensors = Mapping[str, Tensor]
 UserLoss = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
 _LEAST = 1e-12  # of a probability
+_UNTOLD = 1e-4  # a divergence from the mean (nats) that is taken for none
+_LAYOUT = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 _FLAT = 1e-8  # a variance that is taken for none
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the distance in one output is taken: at `tensor`, which is the output itself or what its softmax reads.
+    """Where the distance in one output is taken: at `tensor`, which is the output itself or what its softmax or sigmoid reads.
 
-    With `axis` the tensor is known to be class scores along this axis (and, with `flat`, all behind it).
+    With `axis` the tensor is known to be class scores along this axis (and, with `flat`, all behind it); `chances` says that
+    the output holds its sigmoids, in the same order or another.
     """
 
     output: str
     tensor: str
     axis: int | None = None
     flat: bool = False
+    chances: bool = False
 
 
 def sources(graph: Graph, cut: Cut) -> list[Source]:
-    """For each tensor that the twin ends with the place where it is compared: in front of a softmax, where there is one."""
-    found = []
-    for name in cut.ends:
-        node = graph.producer[name]
-        if node.op in ("Softmax", "LogSoftmax") and node.inputs[0] not in graph.derived:
-            old = graph.opset < 13
-            found.append(Source(name, node.inputs[0], int(node.attrs.get("axis", 1 if old else -1)), old))
-        else:
-            found.append(Source(name, name))
-    return found
+    """For each tensor that the twin ends with the place where it is compared: in front of a softmax or sigmoid, if any."""
+    return [_source(graph, name) for name in cut.ends]
+
+
+def _source(graph: Graph, output: str) -> Source:
+    node = graph.producer[output]
+    if node.op in ("Softmax", "LogSoftmax") and node.inputs[0] not in graph.derived:
+        old = graph.opset < 13
+        return Source(output, node.inputs[0], int(node.attrs.get("axis", 1 if old else -1)), old)
+    while node.op in _LAYOUT and node.inputs[0] in graph.producer:
+        node = graph.producer[node.inputs[0]]
+    if node.op == "Sigmoid" and node.inputs[0] not in graph.derived:
+        return Source(output, node.inputs[0], chances=True)
+    return Source(output, output)
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Term:
     """One tensor's part of the loss.
 
     `scores` says that rows of it are class scores, `logits` or `probabilities`; `squared` that its values count as they
-    are, in units of `scale`, the variance of the teacher's.
+    are, in units of `scale`, the variance of the teacher's. A sigmoid's are in units of the teacher's divergence from its mean.
     """
 
     source: Source
@@ -76,6 +89,8 @@ class Term:
         if self.scores:
             z, t = ((self.rows(x) / temperature).log_softmax(1) for x in (student, teacher))
             total = total + temperature**2 * functional.kl_div(z, t, reduction="batchmean", log_target=True)
+        if self.source.chances:
+            total = total + _divergence(student, teacher) / self.scale
         if self.squared:
             total = total + (student - teacher).square().mean() / self.scale
         return total
@@ -111,6 +126,9 @@ def _term(source: Source, seen: Tensor, weight: float, looks_like_scores: bool) 
     """
     if source.axis is not None:
         return Term(source, weight, "logits", False)
+    if source.chances:
+        mean = seen.double().sigmoid().mean().logit().clamp(-20, 20)
+        return Term(source, weight, "", False, max(float(_divergence(mean.expand(seen.shape), seen.double())), _UNTOLD))
     if not looks_like_scores:
         return Term(source, weight, scale=_variance(seen))
     rows = seen.flatten(1)
@@ -118,6 +136,13 @@ def _term(source: Source, seen: Tensor, weight: float, looks_like_scores: bool) 
     if certain:
         return Term(source, weight, "probabilities", False)
     return Term(source, weight, "logits", True, _variance(seen))
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean of KL(sigmoid(teacher) ‖ sigmoid(student)), element by element; both are what the sigmoids read."""
+    chances = teacher.sigmoid()
+    most, least = (functional.binary_cross_entropy_with_logits(x, chances) for x in (student, teacher))
+    return most - least
 
 
 def _variance(x: Tensor) -> float:

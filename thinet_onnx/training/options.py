@@ -36,8 +36,9 @@ class FinetuneOptions:
     `weight_decay` leaves norms and biases alone, `clip` is the largest norm of the gradient (0: any), `ema` the decay of
     the averaged weights that are validated and kept (0: the weights themselves).
 
-    What for: `distill` weighs the distance to the teacher's outputs (KL divergence at `temperature` for class scores,
-    squared error divided by the teacher's variance for others; `output_weights` weighs outputs by name), `feature_weight`
+    What for: `distill` weighs the distance to the teacher's outputs (KL divergence at `temperature` for class scores, that of
+    single chances behind a sigmoid, squared error divided by the teacher's variance for others; `output_weights` weighs outputs
+    by name), `feature_weight`
     that of inner tensors (`features` by name; empty: some that both networks have in the same shape), `label_weight` the
     cross-entropy against the data's labels, `loss_weight` the user's own `loss`, a `script.py:function`. Weights of nodes
     before `trainable_from` (a name, None: the inputs) stay as they are.

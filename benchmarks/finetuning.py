@@ -7,6 +7,7 @@
 A row is a way of this package to reconstruct (`none`, `scale`, `full`, `joint`) or the name of a peer (`peers.py`; takes
 onnxsim, torch and torch-pruning): all are trained by `thinet_onnx.finetune` with the same options on the same images,
 without labels. `--images` takes so many of the training images at random, so that an epoch is a pass over these.
+`--start FILE` trains a network that is pruned already, such as one that `--keep FOLDER` wrote, and takes the place of `--rows`.
 Networks without classes (`--labels none`) are measured by `error`, ‖after − before‖ / ‖before‖ of the
 outputs in percent. With `--test` the same folder as `--calibration`, images that don't calibrate test, and those that do train.
 `tools/cifar10.py` makes the file of all training images. Calibration and pruning are those of `accuracy.py`, seed 0.
@@ -29,7 +30,7 @@ from thinet_onnx import pipeline, tuning
 from thinet_onnx.cli.shared import floats
 from thinet_onnx.cli.tuning import tune_options
 from thinet_onnx.data import Preprocess, Source, open_source
-from thinet_onnx.options import RECONSTRUCTIONS, PruneOptions, Target
+from thinet_onnx.options import RECONSTRUCTIONS, PruneOptions, Target, parse_shapes
 from thinet_onnx.setting import open_model
 
 
@@ -38,7 +39,9 @@ def pruned(
 ) -> onnx.ModelProto:
     """The network that is to be trained."""
     if name in RECONSTRUCTIONS:
-        options = PruneOptions(target=Target("macs", share, True), scope=scope, reconstruct=name, seed=seed)  # type: ignore[arg-type]
+        options = PruneOptions(
+            target=Target("macs", share, True), scope=scope, reconstruct=name, seed=seed, shapes=dict(case.shapes)  # type: ignore[arg-type]
+        )  # fmt: skip
         return pipeline.prune(case.model, source, options).model
     (peer,) = find([name])
     problem = Problem(case.model, source, share, scope, reference.remains, case.shapes, {})  # type: ignore[arg-type]
@@ -49,7 +52,8 @@ def _percent(row: dict[str, Any], name: str) -> str:
     return f"{100 * row[name]:6.2f}" if name in row else f"{'–':>6s}"
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "calibration", "test"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -63,32 +67,44 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=50, help="percent of the MACs that are to remain")
     parser.add_argument("--scope", choices=("inner", "all"), default="inner")
     parser.add_argument("--rows", nargs="+", default=["none", "scale", "full", "joint"])
+    parser.add_argument("--start", type=Path, help="a pruned network, trained or not, in place of --rows")
+    parser.add_argument("--keep", type=Path, help="a folder for the networks, each ROW-EPOCHS.onnx")
     parser.add_argument("--epochs", nargs="+", type=int, default=[0, 1, 3])
     parser.add_argument("--finetune", nargs="*", default=[], metavar="OPTION=VALUE", help="as prune --finetune")
+    parser.add_argument(
+        "--shape", nargs="*", default=[], metavar="NAME:SIZES", help="sizes of inputs that the file leaves open"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logs", type=Path, help="a folder for each run's log and checkpoint")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     pixels = {"mean": floats("--mean", args.mean), "std": floats("--std", args.std), "scale": args.scale}
     task: Task = "scores" if args.labels == "data" else "other"
     case = Case(
         args.model, args.calibration, args.test, (args.target / 100,), samples=args.samples, pixels=pixels, labels=args.labels,
-        task=task,
+        shapes=parse_shapes(args.shape), task=task,
     )  # fmt: skip
     source, test = open_data(case, args.seed)
     reference = Reference(case, test)
     train = source
     if args.train is not None:
-        inputs = open_model(case.model, {}).inputs
+        inputs = open_model(case.model, case.shapes).inputs
         train = open_source(args.train, inputs, Preprocess(**pixels), samples=args.images, seed=args.seed)
     rows: list[dict[str, Any]] = []
     print(
         f"dense {_percent(reference.measure(case.model), 'accuracy').strip()}% on {len(test)} images; {train.description} train"
     )
     print(f"{'row':24s} {'MACs':>6s} {'epochs':>6s} {'top-1':>6s} {'agrees':>6s} {'error':>7s} {'seconds':>8s}")
-    for name in args.rows:
+    for name in args.rows if args.start is None else [args.start.name]:
         try:
-            start = pruned(name, case, args.scope, args.target / 100, source, reference, args.seed)
+            if args.start:
+                start = onnx.load(args.start)
+            else:
+                start = pruned(name, case, args.scope, args.target / 100, source, reference, args.seed)
         except UnavailableError as error:
             print(f"{name:24s} {error}")
             continue
@@ -96,11 +112,14 @@ def main() -> None:
             began = time.perf_counter()
             model = start
             if epochs:
-                options = tune_options(args.finetune, epochs=epochs, seed=args.seed)
+                how = tune_options(args.finetune, epochs=epochs, seed=args.seed)
                 folder = args.logs and args.logs / f"{name}-{epochs}"
                 model = tuning.finetune(
-                    start, case.model, train, options, preprocess=Preprocess(**pixels), folder=folder
+                    start, case.model, train, how, preprocess=Preprocess(**pixels), shapes=case.shapes, folder=folder
                 ).model
+            if args.keep:
+                args.keep.mkdir(parents=True, exist_ok=True)
+                onnx.save(model, args.keep / f"{name.removesuffix('.onnx')}-{epochs}.onnx")
             row = {"row": name, "epochs": epochs, "seconds": time.perf_counter() - began, **reference.measure(model)}
             rows.append(row)
             print(f"{name:24s} {_percent(row, 'macs')} {epochs:6d} {_percent(row, 'accuracy')} {_percent(row, 'agreement')} "

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices; threads that spin slow the runtime down
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads, for the same reason
 
 import pytest
 from hypothesis import settings

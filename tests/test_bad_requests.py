@@ -143,6 +143,7 @@ TUNE = "finetune small.onnx out.onnx --teacher net.onnx --data data.npz --steps 
     ("--ema 1", "--ema 1: it must lie between 0 and 1"),
     ("--momentum -1", "--momentum -1: it must lie between 0 and 1"),
     ("--mix 0.5 --label-weight 1", "--mix and --label-weight contradict each other"),
+    ("--mosaic 2", "--mosaic 2: the share of images must lie between 0 and 1"),
     ("--compile --batch-norm learned", "--compile and --batch-norm learned don't go together"),
     ("--crop -1", "--crop -1: it must not be negative"),
     ("--zoom 1", "--zoom 1: it must lie between 0 and 1, 1 excluded"),

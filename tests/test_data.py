@@ -186,6 +186,20 @@ class TestFolder:
         with fails("deep.png", "8 bits"):
             open_source(tmp_path, GREY).batch([0])
 
+    def test_images_are_decoded_once_as_long_as_there_is_room(self, tmp_path, monkeypatch):
+        rng = np.random.default_rng(0)
+        for number in range(3):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / f"{number}.png")
+        monkeypatch.setattr("thinet_onnx.data._KEPT_BYTES", 2 * 8 * 8 * 3)
+        source = open_source(tmp_path, [InputSpec("x", (None, 3, 8, 8), np.dtype(np.float32))])
+        first = source.batch([0, 1, 2])["x"]
+        for number in range(2):
+            (tmp_path / f"{number}.png").unlink()
+        assert np.array_equal(source.batch([1, 0, 2])["x"], first[[1, 0, 2]])
+        (tmp_path / "2.png").unlink()
+        with pytest.raises(DataError, match=r"2\.png can't be read"):
+            source.batch([2])
+
     def test_empty_folder(self, tmp_path):
         (tmp_path / "a.txt").write_text("")
         with fails(str(tmp_path), "holds no image", ".jpg"):

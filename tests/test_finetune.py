@@ -229,6 +229,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "on the cpu": {"device": "cpu"},
     "in 16 bits": {"precision": "bf16"},
     "mixed": {"mix": 1.0, "layout": "nchw"},
+    "four in one": {"mosaic": 1.0, "layout": "nchw"},
     "from a node on": {"trainable_from": "block1.a"},
 }
 
@@ -607,6 +608,53 @@ def test_windows_of_images_are_enlarged(layout: str, axes: tuple[int, int]) -> N
     assert np.quantile(places, 0.9, axis=0).min() > 0.8
 
 
+@pytest.mark.parametrize(("layout", "axes"), [("nchw", (2, 3)), ("nhwc", (1, 2))])
+def test_four_images_make_one(layout: str, axes: tuple[int, int]) -> None:
+    """Each whole in its quarter; ramps along both axes tell a picture's number and how far it was shrunk."""
+
+    def picture(number: float) -> np.ndarray:
+        rows, columns = np.meshgrid((np.arange(40) + 0.5) / 40, (np.arange(60) + 0.5) / 60, indexing="ij")
+        planes = [np.full((40, 60), number), rows, columns]
+        return np.stack(planes, 0 if layout == "nchw" else 2).astype(np.float32)[None]
+
+    corners = []
+    for seed in range(100):
+        feeds = {"x": np.concatenate([picture(9), picture(0)])}
+        others = [{"x": picture(number)} for number in (1, 2, 3)]
+        Variation(mosaic=1.0, inputs={"x": axes}).tile(feeds, slice(1, 2), others, np.random.default_rng(seed))
+        assert np.array_equal(feeds["x"][:1], picture(9))
+        made = feeds["x"][1] if layout == "nchw" else feeds["x"][1].transpose(2, 0, 1)
+        y, x = int((made[0, :, 0] == 0).sum()), int((made[0, 0] == 0).sum())
+        corners.append((y / 40, x / 60))
+        for number, place in enumerate(np.ix_(*ends) for ends in _quarters(y, x)):
+            quarter = made[(slice(None), *place)]
+            assert (quarter[0] == number).all()
+            for ramp, length in ((quarter[1][:, 0], quarter.shape[1]), (quarter[2][0], quarter.shape[2])):
+                assert ramp == pytest.approx((np.arange(length) + 0.5) / length, abs=1e-5)
+    assert 0.27 < np.min(corners) < 0.34
+    assert 0.66 < np.max(corners) < 0.73
+
+
+def _quarters(y: int, x: int) -> list[tuple[range, range]]:
+    return [(rows, columns) for rows in (range(y), range(y, 40)) for columns in (range(x), range(x, 60))]
+
+
+def test_some_images_get_others_beside_them_that_are_trained_on() -> None:
+    x = np.arange(10, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 8, 8), np.float32)
+    source = from_arrays(x, [InputSpec("x", (None, 1, 8, 8), np.dtype(np.float32))])
+    some = Feeding(source, [2, 5, 7], 3, 0, Variation(mosaic=0.4, inputs={"x": (2, 3)}))
+    whole, beside = 0, set()
+    for epoch in range(60):
+        made = some.feeds([0, 1], epoch)["x"]
+        assert np.array_equal(made[0], some.feeds([0], epoch)["x"][0])  # it doesn't matter what else is in the batch
+        numbers = set(np.unique(made[0]).tolist())
+        assert 0 in numbers
+        whole += numbers == {0}
+        beside |= numbers
+    assert 25 < whole < 47
+    assert beside == {0, 2, 5, 7}
+
+
 def test_what_is_no_image_is_not_varied() -> None:
     b = Build()
     b.output(b.gemm(b.input(shape=(1, 4)), 4, 3, name="fc"))
@@ -615,7 +663,7 @@ def test_what_is_no_image_is_not_varied() -> None:
         variation(True, 0, "auto", b.model().graph.input)
     unclear = Build()
     unclear.output(unclear.conv(unclear.input(shape=(1, 7, 8, 9)), 7, 3))
-    with pytest.raises(OptionError, match="--flip, --crop, --zoom and --mix"):
+    with pytest.raises(OptionError, match="--flip, --crop, --zoom, --mosaic and --mix"):
         variation(True, 0, "auto", unclear.model().graph.input)
 
 
@@ -681,6 +729,76 @@ def test_what_a_sigmoid_answers_is_compared_in_front_of_it(moved: tuple[str, ...
     b.output(y)
     graph = Graph(b.model())
     assert sources(graph, find_cut(graph)) == [Place(y, x, chances=True)]
+
+
+def test_what_several_kinds_are_joined_in_is_compared_in_each() -> None:
+    """A head as FastestDet's: an object's chance, a box, classes."""
+    b = Build(17)
+    x = b.input()
+    chance, box, scores = (b.conv(x, 3, count, name=name) for count, name in ((1, "o"), (4, "b"), (5, "c")))
+    classes = b.node("Transpose", b.node("Softmax", b.node("Transpose", scores, perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2])
+    y = b.node("Concat", b.node("Sigmoid", chance), box, classes, axis=1, out="y")
+    b.output(y)
+    graph = Graph(b.model())
+    softmax = next(node for node in graph.nodes if node.op == "Softmax")
+    found = sources(graph, find_cut(graph))
+    assert found == [
+        Place("y", chance, chances=True, parts=3),
+        Place("y", box, part=1, parts=3),
+        Place("y", softmax.inputs[0], axis=-1, part=2, parts=3),
+    ]
+    assert [place.name for place in found] == ["y[0]", "y[1]", "y[2]"]
+
+
+def test_heads_of_several_scales_that_split_what_a_sigmoid_answers() -> None:
+    """As YOLOv5's: boxes and chances come of one sigmoid, boxes are in pixels, scales are joined behind a Reshape."""
+    b = Build(17)
+    x = b.input()
+    scales, expected = [], []
+    for name in "ab":
+        chances = b.node("Sigmoid", b.conv(x, 3, 6, name=name))
+        box = b.node("Slice", chances, *(b.const(np.array([value])) for value in (0, 4, 1)))
+        rest = b.node("Slice", chances, *(b.const(np.array([value])) for value in (4, 6, 1)))
+        box = b.node("Mul", box, b.const(np.float32(32)))
+        scales.append(b.node("Reshape", b.node("Concat", box, rest, axis=1), b.const(np.array([0, 6, -1]))))
+        expected += [(box, False), (rest, True)]
+    b.output(b.node("Concat", *scales, axis=2, out="y"))
+    graph = Graph(b.model())
+    found = sources(graph, find_cut(graph))
+    assert [(place.tensor, place.certain) for place in found] == expected
+    assert all(place.chances == place.certain and place.parts == 4 for place in found)
+
+
+def test_what_is_joined_of_one_kind_is_compared_as_it_is() -> None:
+    b = Build(17)
+    x = b.input()
+    b.output(b.node("Concat", b.conv(x, 3, 4, name="a"), b.conv(x, 3, 4, name="b"), axis=1, out="y"))
+    graph = Graph(b.model())
+    assert sources(graph, find_cut(graph)) == [Place("y", "y")]
+
+
+def test_parts_of_an_output_count_as_much_as_each_other() -> None:
+    """Boxes in pixels would drown chances otherwise: their squares are 1e7 times as large."""
+    generator = torch.Generator().manual_seed(0)
+    chances, boxes = torch.randn(6, 2, 9, generator=generator), 300 * torch.randn(6, 4, 9, generator=generator)
+    seen = {"c": chances, "b": boxes}
+    places = [Place("y", "c", chances=True, parts=2), Place("y", "b", part=1, parts=2)]
+    chosen = Objective(FinetuneOptions(output_weights={"y": 3.0}), places, (), seen)
+    means = {
+        "c": torch.full_like(chances, float(chances.sigmoid().mean().logit())),
+        "b": torch.full_like(boxes, float(boxes.mean())),
+    }
+    assert {name: float(part) for name, part in chosen.parts(means, seen, {}).items()} == pytest.approx(
+        {"y[0]": 1.5, "y[1]": 1.5}, rel=1e-3
+    )
+
+
+def test_chances_behind_the_sigmoid_count_as_those_in_front_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    t, z = (3 * torch.randn(6, 2, 9, generator=generator) for _ in "tz")
+    front = objective(t, Place("y", "y", chances=True)).parts({"y": z}, {"y": t}, {})["y"]
+    behind = objective(t.sigmoid(), Place("y", "y", chances=True, certain=True))
+    assert float(behind.parts({"y": z.sigmoid()}, {"y": t.sigmoid()}, {})["y"]) == pytest.approx(float(front), rel=1e-3)
 
 
 def test_chances_count_by_their_share_of_what_the_mean_leaves_unsaid() -> None:
@@ -782,6 +900,8 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     [
         ({"mix": 1.5}, "--mix 1.5: the share of images"),
         ({"mix": 0.5, "label_weight": 1.0}, "a mixed image has no label"),
+        ({"mosaic": -0.1}, "--mosaic -0.1: the share of images"),
+        ({"mosaic": 0.5, "label_weight": 1.0}, "an image of four has no label"),
         ({"compile": True, "batch_norm": "learned"}, "don't go together"),
         ({"precision": "fp8"}, "--precision 'fp8' is unknown: choose one of auto, fp32, bf16"),
     ],

@@ -183,12 +183,12 @@ class TestProfile:
     def test_every_kind_of_layer_is_timed_alone(self) -> None:
         """Grouped, depthwise with a multiplier, transposed and matrix layers run at every width of the grid."""
         net = Net(1)
-        x = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 12))
-        x = net.relu(net.conv(x, 12, 12, group=3))
-        x = net.relu(net.conv(x, 12, 24, group=12))
-        x = net.relu(net.node("ConvTranspose", x, net.weight(24, 8, 2, 2), strides=[2, 2]))
-        x = net.node("Reshape", x, net.tensor(np.array([0, 8, 256])))
-        x = net.relu(net.node("MatMul", net.weight(6, 8), x))
+        x = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), 3, 6))
+        x = net.relu(net.conv(x, 6, 6, group=3))
+        x = net.relu(net.conv(x, 6, 12, group=6))
+        x = net.relu(net.node("ConvTranspose", x, net.weight(12, 4, 2, 2), strides=[2, 2]))
+        x = net.node("Reshape", x, net.tensor(np.array([0, 4, 256])))
+        x = net.relu(net.node("MatMul", net.weight(6, 4), x))
         x = net.node("Transpose", x, perm=[0, 2, 1])
         x = net.node("MatMul", x, net.weight(6, 10))
         model = net.model(net.gemm(net.node("Flatten", net.relu(x)), 2560, 5))

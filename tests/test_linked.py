@@ -80,7 +80,7 @@ def test_an_error_of_the_second_process_is_told_once(folder: Path) -> None:
         (["--processes", "0"], {}, "--processes 0: it must be 1 or more."),
         (["--processes", "2"], {"WORLD_SIZE": "2"}, "--processes and torchrun don't go together"),
         (["--processes", "2", "--finetune-epochs", "1"], {}, "start the command with torchrun"),
-        (["--processes", "40"], {}, "batches for 40 processes: give more samples"),
+        (["--processes", "3", "--samples", "2"], {}, "batches for 3 processes: give more samples"),
     ],
 )
 def test_numbers_that_cannot_be(folder: Path, options: list[str], more: dict[str, str], sentence: str) -> None:

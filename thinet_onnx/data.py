@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from thinet_onnx import arrays, images, script
 from thinet_onnx.errors import DataError, OptionError
-from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Preprocess, check_labels
+from thinet_onnx.images import Array, ImageArray, ImageInput, InputSpec, Labels, Pixels, Preprocess, check_labels
 
 __all__ = ["InputSpec", "Preprocess", "Source", "from_arrays", "open_source", "random_source", "sampled", "split"]
 
 _KINDS = f"a folder of images, .npy, .npz or {script.FORM}"
 _PLAIN = Preprocess()
+_KEPT_BYTES = 128 << 20  # of a folder's decoded images: each is read in several passes
 _MOST_FEEDS, _MOST_BYTES = 1_000_000, 16 << 30  # of a function, all of which is kept; what gives more has no end
 
 _Feed = Mapping[str, images.Column]
@@ -181,21 +182,32 @@ class _Feeds(Source):
 
 
 class _Folder(Source):
-    """Image files, decoded when a batch asks for them."""
+    """Image files, decoded when a batch first asks for them; pixels are kept as long as they are few."""
 
     def __init__(
         self, folder: Path, paths: list[Path], image: ImageInput, labels: Labels | None, description: str
     ) -> None:
         super().__init__(description, len(paths), labels)
         self._folder, self._paths, self._image = folder, paths, image
+        self._kept: dict[int, Pixels] = {}
+        self._room = _KEPT_BYTES
 
     def title(self, row: int) -> str:
         """The image's path in the folder."""
         return self._paths[row].relative_to(self._folder).as_posix()
 
     def _feed(self, rows: list[int]) -> dict[str, Array]:
-        pixels = np.concatenate([images.load_pixels(self._paths[row], self._image) for row in rows])
+        pixels = np.concatenate([self._pixels(row) for row in rows])
         return {self._image.name: self._image.tensor(pixels)}
+
+    def _pixels(self, row: int) -> Pixels:
+        if row in self._kept:
+            return self._kept[row]
+        pixels = images.load_pixels(self._paths[row], self._image)
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._kept[row] = pixels
+        return pixels
 
 
 class _Random(Source):

@@ -64,6 +64,9 @@ def finetune(
     zoom: Annotated[
         float, option(shared.PIXELS, "SHARE", "Enlarge windows of images, their sides this share or more.")
     ] = _DEFAULT.zoom,
+    mosaic: Annotated[
+        float, option(shared.PIXELS, "SHARE", "Put so many images beside three others, each in a quarter.")
+    ] = _DEFAULT.mosaic,
     mix: Annotated[float, option(shared.PIXELS, "SHARE", "Mix so many images with another one.")] = _DEFAULT.mix,
     distill: Annotated[float, option(LEARN, "W", "Weight of the distance to ORIGINAL's outputs.")] = _DEFAULT.distill,
     temperature: Annotated[float, option(LEARN, "T", "Softens class scores.")] = _DEFAULT.temperature,
@@ -130,9 +133,9 @@ def finetune(
             weight_decay=weight_decay, warmup=warmup, clip=clip, ema=ema, distill=distill, temperature=temperature,
             output_weights=output_weights(output_weight or []), feature_weight=feature_weight, features=tuple(feature or ()),
             label_weight=label_weight, loss=loss, loss_weight=loss_weight, trainable_from=trainable_from, flip=flip,
-            crop=crop, mix=mix, zoom=zoom, layout=layout, batch_norm=batch_norm, device=device, precision=precision,
-            compile=compiled, channels_last=channels_last, held_out=held_out, validate_every=validate_every, patience=patience,
-            checkpoint_every=checkpoint_every, seed=seed,
+            crop=crop, mix=mix, mosaic=mosaic, zoom=zoom, layout=layout, batch_norm=batch_norm, device=device,
+            precision=precision, compile=compiled, channels_last=channels_last, held_out=held_out,
+            validate_every=validate_every, patience=patience, checkpoint_every=checkpoint_every, seed=seed,
         )  # fmt: skip
         pixels, shapes = shared.preprocess(mean, std, scale, resize, layout), parse_shapes(shape or [])
         if not data:

@@ -9,12 +9,14 @@ for numbers behind a sigmoid, p of the student and q of the teacher, each one's 
     mean KL(q ‖ p) / mean KL(q ‖ q̄)
 
 (a detector's chances are next to 0 nearly everywhere: squares of them would be those of a few places) and for every other
-tensor mean((z − t)²) / variance of t. All are means over items, so that parts of a batch add up.
+tensor mean((z − t)²) / variance of t. An output that joins boxes in pixels and chances counts part by part, or nothing
+but the boxes would be learned. All are means over items, so that parts of a batch add up.
 """
 
+import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from thinet_onnx.errors import ModelError, OptionError
-from thinet_onnx.graph import Graph
+from thinet_onnx.graph import Graph, Node
 from thinet_onnx.torch_twin import Cut
 from thinet_onnx.training.options import FinetuneOptions
 
@@ -32,8 +34,10 @@ Tensors = Mapping[str, Tensor]
 UserLoss = Callable[[dict[str, Tensor], dict[str, Any]], Tensor]
 
 _LEAST = 1e-12  # of a probability
+_SURE = 1e-6  # and of one that is told from 0 or 1
 _UNTOLD = 1e-4  # a divergence from the mean (nats) that is taken for none
 _LAYOUT = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+_PARTED = {"Slice", "Split", "Gather"}
 _FLAT = 1e-8  # a variance that is taken for none
 
 
@@ -42,7 +46,8 @@ class Source:
     """Where the distance in one output is taken: at `tensor`, which is the output itself or what its softmax or sigmoid reads.
 
     With `axis` the tensor is known to be class scores along this axis (and, with `flat`, all behind it); `chances` says that
-    the output holds its sigmoids, in the same order or another.
+    the output holds its sigmoids, in the same order or another, and `certain` that it is these itself. `part` (counted from 0,
+    of `parts`) is what of an output that joins several this is.
     """
 
     output: str
@@ -50,23 +55,61 @@ class Source:
     axis: int | None = None
     flat: bool = False
     chances: bool = False
+    certain: bool = False
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def name(self) -> str:
+        """The output's name, and the number of the part in brackets if it has several."""
+        return self.output if self.parts == 1 else f"{self.output}[{self.part}]"
 
 
 def sources(graph: Graph, cut: Cut) -> list[Source]:
-    """For each tensor that the twin ends with the place where it is compared: in front of a softmax or sigmoid, if any."""
-    return [_source(graph, name) for name in cut.ends]
+    """For each tensor that the twin ends with the places where it is compared: in front of a softmax or sigmoid, if any.
+
+    One that joins what a softmax or sigmoid answers with something else is compared in each of its parts.
+    """
+    return [source for name in cut.ends for source in _sources(graph, name)]
 
 
-def _source(graph: Graph, output: str) -> Source:
-    node = graph.producer[output]
+def _sources(graph: Graph, output: str) -> list[Source]:
+    found = {tensor: _source(graph, output, tensor) for tensor in _joined(graph, output)}
+    if not any(source.chances or source.axis is not None for source in found.values()):
+        return [Source(output, output)]
+    distinct = list({source.tensor: source for source in found.values()}.values())
+    return [dataclasses.replace(source, part=n, parts=len(distinct)) for n, source in enumerate(distinct)]
+
+
+def _joined(graph: Graph, tensor: str) -> list[str]:
+    """What a tensor is joined of, in any order of its numbers; the tensor itself if it isn't."""
+    node = _maker(graph, tensor, _LAYOUT)
+    if node.op != "Concat":
+        return [tensor]
+    inputs = [name for name in node.inputs if name not in graph.derived]
+    if not all(name in graph.producer for name in inputs):
+        return [tensor]
+    return [part for name in inputs for part in _joined(graph, name)]
+
+
+def _source(graph: Graph, output: str, tensor: str) -> Source:
+    node = _maker(graph, tensor, _LAYOUT)
     if node.op in ("Softmax", "LogSoftmax") and node.inputs[0] not in graph.derived:
         old = graph.opset < 13
         return Source(output, node.inputs[0], int(node.attrs.get("axis", 1 if old else -1)), old)
-    while node.op in _LAYOUT and node.inputs[0] in graph.producer:
-        node = graph.producer[node.inputs[0]]
     if node.op == "Sigmoid" and node.inputs[0] not in graph.derived:
         return Source(output, node.inputs[0], chances=True)
-    return Source(output, output)
+    if _maker(graph, tensor, _LAYOUT | _PARTED).op == "Sigmoid":
+        return Source(output, tensor, chances=True, certain=True)
+    return Source(output, tensor)
+
+
+def _maker(graph: Graph, tensor: str, through: Set[str]) -> Node:
+    """The node that makes a tensor's numbers, seen through operators of some kinds."""
+    node = graph.producer[tensor]
+    while node.op in through and node.inputs[0] in graph.producer:
+        node = graph.producer[node.inputs[0]]
+    return node
 
 
 @dataclass(frozen=True)
@@ -90,10 +133,14 @@ class Term:
             z, t = ((self.rows(x) / temperature).log_softmax(1) for x in (student, teacher))
             total = total + temperature**2 * functional.kl_div(z, t, reduction="batchmean", log_target=True)
         if self.source.chances:
-            total = total + _divergence(student, teacher) / self.scale
+            total = total + _divergence(self.logits(student), self.logits(teacher)) / self.scale
         if self.squared:
             total = total + (student - teacher).square().mean() / self.scale
         return total
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the sigmoids read."""
+        return x.logit(_SURE) if self.source.certain else x
 
     def rows(self, x: Tensor) -> Tensor:
         """One row of class scores for each distribution."""
@@ -127,8 +174,9 @@ def _term(source: Source, seen: Tensor, weight: float, looks_like_scores: bool) 
     if source.axis is not None:
         return Term(source, weight, "logits", False)
     if source.chances:
-        mean = seen.double().sigmoid().mean().logit().clamp(-20, 20)
-        return Term(source, weight, "", False, max(float(_divergence(mean.expand(seen.shape), seen.double())), _UNTOLD))
+        logits = Term(source, weight).logits(seen.double())
+        mean = logits.sigmoid().mean().logit().clamp(-20, 20)
+        return Term(source, weight, "", False, max(float(_divergence(mean.expand(seen.shape), logits)), _UNTOLD))
     if not looks_like_scores:
         return Term(source, weight, scale=_variance(seen))
     rows = seen.flatten(1)
@@ -168,7 +216,7 @@ class Objective:
         self, options: FinetuneOptions, places: Sequence[Source], features: Sequence[str], seen: Tensors
     ) -> None:
         check_outputs(options, [place.output for place in places])
-        weighed = [options.distill * options.output_weights.get(place.output, 1.0) for place in places]
+        weighed = [options.distill * options.output_weights.get(place.output, 1.0) / place.parts for place in places]
         self._temperature = options.temperature
         scores = scores_among({place.tensor: seen[place.tensor] for place in places})
         self._outputs = [_term(p, seen[p.tensor], w, p.tensor in scores) for p, w in zip(places, weighed, strict=True)]
@@ -188,7 +236,7 @@ class Objective:
     def names(self) -> list[str]:
         """The names of the parts."""
         own = [("labels", self._label_weight), ("loss", float(self._user is not None))]
-        terms = [(term.source.output, term.weight) for term in (*self._outputs, *self._features)]
+        terms = [(term.source.name, term.weight) for term in (*self._outputs, *self._features)]
         return [name for name, weight in (*terms, *own) if weight]
 
     def parts(self, student: Tensors, teacher: Tensors, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -204,7 +252,7 @@ class Objective:
             name = term.source.tensor
             if term.weight:
                 apart = term.distance(student[name], teacher[name], self._temperature)
-                found[term.source.output] = term.weight * apart
+                found[term.source.name] = term.weight * apart
         if self._label_weight and self._classes is not None:
             scores = self._classes.rows(student[self._classes.source.tensor])
             found["labels"] = self._label_weight * functional.cross_entropy(scores, batch["labels"])
@@ -296,7 +344,9 @@ def check_outputs(options: FinetuneOptions, outputs: Sequence[str]) -> None:
     """
     for name in options.output_weights:
         if name not in outputs:
-            raise OptionError(f"--output-weight: the network has no output {name!r}; it has {', '.join(outputs)}.")
+            raise OptionError(
+                f"--output-weight: the network has no output {name!r}; it has {', '.join(dict.fromkeys(outputs))}."
+            )
 
 
 def check_features(names: Sequence[str], graph: Graph) -> None:

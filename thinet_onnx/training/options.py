@@ -37,18 +37,19 @@ class FinetuneOptions:
     the averaged weights that are validated and kept (0: the weights themselves).
 
     What for: `distill` weighs the distance to the teacher's outputs (KL divergence at `temperature` for class scores, that of
-    single chances behind a sigmoid, squared error divided by the teacher's variance for others; `output_weights` weighs outputs
-    by name), `feature_weight`
-    that of inner tensors (`features` by name; empty: some that both networks have in the same shape), `label_weight` the
-    cross-entropy against the data's labels, `loss_weight` the user's own `loss`, a `script.py:function`. Weights of nodes
-    before `trainable_from` (a name, None: the inputs) stay as they are.
+    single chances behind a sigmoid, squared error divided by the teacher's variance for others, and the mean of these for an
+    output that joins several; `output_weights` weighs outputs by name), `feature_weight` that of inner tensors (`features`
+    by name; empty: some that both networks have in the same shape), `label_weight` the cross-entropy against the data's
+    labels, `loss_weight` the user's own `loss`, a `script.py:function`. Weights of nodes before `trainable_from` (a name,
+    None: the inputs) stay as they are.
 
     Where: `precision` bf16 multiplies in 16 bits with 32-bit weights (auto: on a GPU that can), `compile` uses
     `torch.compile`, `channels_last` keeps channels innermost.
 
     On what: items are mirrored (`flip`, half of them), shifted by up to `crop` pixels, enlarged (`zoom`: from a window
-    whose sides are this share of the image's or more; 0: not) and mixed in pairs (`mix`, this share of them) if their input is
-    an image of `layout`; `held_out` is the share that is never trained on, 1,024 items at most.
+    whose sides are this share of the image's or more; 0: not), put beside three others (`mosaic`, this share of them) and
+    mixed in pairs (`mix`, this share of them) if their input is an image of `layout`; so are those that validate, where
+    `mix` is given. `held_out` is the share that is never trained on, 1,024 items at most.
     After each epoch, or every `validate_every` steps, the loss on it is taken (mixed where training mixes), and the best
     weights are kept; `patience` validations without a better one end the run (0: never). A checkpoint is written at every
     validation and every `checkpoint_every` steps (0: not in between).
@@ -79,6 +80,7 @@ class FinetuneOptions:
     crop: int = 0
     mix: float = 0.0
     zoom: float = 0.0
+    mosaic: float = 0.0
     layout: Layout = "auto"
     batch_norm: BatchNorm = "frozen"
     device: Device = "auto"
@@ -98,8 +100,9 @@ class FinetuneOptions:
                     f"{_flag(name)} {getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
                 )
         self._check_ranges()
-        if self.mix and self.label_weight:
-            raise OptionError("--mix and --label-weight contradict each other: a mixed image has no label.")
+        for name, what in (("mix", "a mixed image"), ("mosaic", "an image of four")):
+            if getattr(self, name) and self.label_weight:
+                raise OptionError(f"--{name} and --label-weight contradict each other: {what} has no label.")
         if self.compile and self.batch_norm == "learned":
             raise OptionError("--compile and --batch-norm learned don't go together: leave one of them out.")
         for name, positive in (("learning_rate", self.rate), ("temperature", self.temperature)):
@@ -125,8 +128,9 @@ class FinetuneOptions:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must not be negative.")
-        if not 0 <= self.mix <= 1:
-            raise OptionError(f"--mix {self.mix:g}: the share of images to mix must lie between 0 and 1.")
+        for name in ("mix", "mosaic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"--{name} {getattr(self, name):g}: the share of images must lie between 0 and 1.")
         for name in ("momentum", "warmup", "ema", "zoom"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{_flag(name)} {getattr(self, name):g}: it must lie between 0 and 1, 1 excluded.")

@@ -134,7 +134,9 @@ def _made_ready(
     size = options.batch if together else 1
     seen = [original(data.batch(rows[:_SEEN][first : first + size])) for first in range(0, len(rows[:_SEEN]), size)]
     objective = Objective(options, places, features, {name: torch.cat([each[name] for each in seen]) for name in names})
-    varied = variation(options.flip, options.crop, options.layout, graph.inputs, options.mix, options.zoom)
+    varied = variation(
+        options.flip, options.crop, options.layout, graph.inputs, options.mix, options.zoom, options.mosaic
+    )
     feeding = Feeding(data, rows, options.batch, options.seed, varied)
     return Loop(student, original, objective, feeding, data, held, options, processes, together=together)
 

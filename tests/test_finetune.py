@@ -217,6 +217,7 @@ def test_what_is_written_is_what_was_validated() -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 3e-2},
+    "white coordinates": {"optimizer": "whitened"},
     "averaged weights": {"ema": 0.7},
     "labels": {"label_weight": 1.0, "distill": 0.0},
     "labels and teacher": {"label_weight": 0.5},
@@ -440,11 +441,12 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["scaled", "whitened"])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
     model = residual()
     options = {
         "epochs": 3, "batch": 8, "ema": 0.5, "flip": True, "crop": 1, "layout": "nchw", "checkpoint_every": 3,
-        "batch_norm": "learned",
+        "batch_norm": "learned", "optimizer": optimizer,
     }  # fmt: skip
     data = laid_out(tmp_path, shaken(model), model, 48)
     killed = start(tmp_path, options, "run", 11, "killed")
@@ -500,10 +502,11 @@ def with_norms(b: Build) -> onnx.ModelProto:
     return b.model()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["scaled", "whitened"])
+def test_two_processes_equal_one(tmp_path: Path, optimizer: str) -> None:
     """With statistics that are learned, which sum over processes in the forward and in the backward pass."""
     model = with_norms(Build())
-    options = {"steps": 20, "batch": 8, "batch_norm": "learned", "validate_every": 10}
+    options = {"steps": 20, "batch": 8, "batch_norm": "learned", "validate_every": 10, "optimizer": optimizer}
     data = laid_out(tmp_path, shaken(model), model, 40)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -846,7 +849,7 @@ def test_agreement_counts_best_classes() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optimizer": "adam"}, "--optimizer 'adam' is unknown: choose one of scaled, adamw, sgd"),
+        ({"optimizer": "adam"}, "--optimizer 'adam' is unknown: choose one of whitened, scaled, adamw, sgd"),
         ({"batch_norm": "fixed"}, "--batch-norm"),
         ({"device": "tpu"}, "--device"),
         ({"layout": "chw"}, "--layout"),

@@ -86,7 +86,12 @@ def finetune(
         str | None, option(LEARN, "NODE", "Train from this node on; ONNX Runtime runs the rest.", default="the inputs")
     ] = None,
     optimizer: Annotated[
-        Optimizer, option(TRAIN, "scaled|adamw|sgd", "scaled: AdamW, its rate relative to each filter.")
+        Optimizer,
+        option(
+            TRAIN,
+            "whitened|scaled|adamw|sgd",
+            "scaled: AdamW, its rate relative to each filter; whitened: and as if inputs were white.",
+        ),
     ] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, option(TRAIN, "X", "The highest one.", "--learning-rate", "--lr", default="by optimizer")

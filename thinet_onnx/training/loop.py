@@ -5,7 +5,7 @@ step; so a run that was killed goes on as if nothing had happened.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +24,7 @@ from thinet_onnx.training.networks import Feeds, Network, Teacher
 from thinet_onnx.training.optimizers import optimizer
 from thinet_onnx.training.options import FinetuneOptions, Validation
 from thinet_onnx.training.processes import Processes
+from thinet_onnx.training.whitening import Coordinates
 
 Kept = dict[str, Tensor]
 
@@ -40,6 +41,7 @@ class Loop:
         held: rows of the items that are held out.
         options: the run's.
         processes: those that take part.
+        coordinates: where some of the weights are trained.
         together: whether several items may be run at once.
 
     Raises:
@@ -48,7 +50,8 @@ class Loop:
 
     def __init__(
         self, student: Network, teacher: Teacher, objective: Objective, feeding: Feeding, data: Source,
-        held: Sequence[int], options: FinetuneOptions, processes: Processes, *, together: bool,
+        held: Sequence[int], options: FinetuneOptions, processes: Processes, coordinates: Mapping[str, Coordinates], *,
+        together: bool,
     ) -> None:  # fmt: skip
         if feeding.batch < processes.count:
             raise OptionError(
@@ -66,7 +69,7 @@ class Loop:
         self._twin.learn_statistics = options.batch_norm == "learned"
         self._twin.share_statistics(processes.total if processes.count > 1 else None)
         self._weights = self._twin.weights()
-        self._optimizer = optimizer(self._weights.values(), options)
+        self._optimizer = optimizer(self._weights, options, coordinates)
         self.total = options.steps or options.epochs * feeding.steps
         self.step = 0
         self._averaged: Kept = {name: w.detach().clone() for name, w in self._weights.items()} if options.ema else {}

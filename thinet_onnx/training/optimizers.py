@@ -1,25 +1,37 @@
 """The optimizers. Folded networks have weights of any size, filter by filter, so that steps go by each filter's own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from thinet_onnx.training.options import FinetuneOptions
+from thinet_onnx.training.whitening import Coordinates
 
 _LEAST = 0.02  # of a tensor's median filter: a filter of zeros moves as if it were that large
 _LEAST_SIZE = 1e-3  # of that median: a tensor of zeros, too, has to move
 
 
-def optimizer(weights: Iterable[Tensor], options: FinetuneOptions) -> torch.optim.Optimizer:
-    """The optimizer that is asked for; norms and biases, which have one axis longer than 1, don't decay."""
+def optimizer(
+    weights: Mapping[str, Tensor], options: FinetuneOptions, coordinates: Mapping[str, Coordinates]
+) -> torch.optim.Optimizer:
+    """The optimizer that is asked for; norms and biases, which have one axis longer than 1, don't decay.
+
+    Args:
+        weights: what is trained, by name.
+        options: the run's.
+        coordinates: where some of the weights are trained by `whitened`.
+    """
     groups = [
-        {"params": [weight], "weight_decay": options.weight_decay if is_matrix(weight) else 0.0} for weight in weights
+        {"params": [weight], "weight_decay": options.weight_decay if is_matrix(weight) else 0.0}
+        for weight in weights.values()
     ]
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
-    return (Scaled if options.optimizer == "scaled" else torch.optim.AdamW)(groups, lr=options.rate)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.rate)
+    return Scaled(weights, groups, options.rate, coordinates)
 
 
 def is_matrix(weight: Tensor) -> bool:
@@ -42,26 +54,47 @@ def sizes(weight: Tensor) -> Tensor:
 
 
 class Scaled(torch.optim.AdamW):
-    """AdamW on q, where each weight is p = s · q with s its filter's size when training begins: rates are shares of it.
+    """AdamW on other coordinates q of each weight p, that are linear in it: rates are shares of the weight's own size.
 
-    So a filter moves by a share of its size, as whole tensors do in Adafactor (Shazeer and Stern, 2018). Sizes follow from the
-    weights it is made with, so they are no part of its state.
+    Without `coordinates` they are p = s · q with s the filter's size when training begins, so that a filter moves by a share of
+    its size, as whole tensors do in Adafactor (Shazeer and Stern, 2018). With them p is a layer's weights W, and q the rows of
+    V = W Q Λ^½, each divided by its size when training begins: a filter moves by a share of how much its answers vary.
+
+    Only steps pass through q, so that the weights are no part of the optimizer's state, and what doesn't move stays what it
+    was, to the bit. Coordinates follow from what the weights were at first, so they are no part of it either.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, lr=lr)
-        self._sizes = {weight: sizes(weight) for group in self.param_groups for weight in group["params"]}
+    def __init__(
+        self, weights: Mapping[str, Tensor], groups: list[dict[str, Any]], lr: float, coordinates: Mapping[str, Coordinates]
+    ) -> None:  # fmt: skip
+        self._weights, self._coordinates = weights, coordinates
+        starts = {n: coordinates[n].inward(w.detach()) if n in coordinates else w for n, w in weights.items()}
+        self._sizes = {name: sizes(start) for name, start in starts.items()}
+        self._steps = {name: torch.zeros_like(start) for name, start in starts.items()}
+        super().__init__([{**g, "params": [q]} for g, q in zip(groups, self._steps.values(), strict=True)], lr=lr)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the weights."""
+        super().zero_grad(set_to_none)
+        for weight in self._weights.values():
+            weight.grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient."""
+        """Move every weight by its gradient."""
         assert closure is None, "gradients are at hand"
-        moved = [(weight, size) for weight, size in self._sizes.items() if weight.grad is not None]
-        before = [weight.clone() for weight, _ in moved]
-        for weight, size in moved:
-            weight.div_(size)
-            weight.grad.mul_(size)
-        starts = [weight.clone() for weight, _ in moved]
-        super().step()
-        for (weight, size), old, start in zip(moved, before, starts, strict=True):
-            weight.copy_(old + (weight - start) * size)  # what doesn't move stays what it was, to the bit
+        gradients = {name: weight.grad for name, weight in self._weights.items()}
+        for name, step in self._steps.items():
+            gradient, where = gradients[name], self._coordinates.get(name)
+            assert gradient is not None
+            turned = gradient if where is None else where.gradient(gradient, gradients.get(where.bias))
+            step.zero_().grad = turned * self._sizes[name]
+        super().step()  # from 0, so that the decay does nothing and what is there now is the step
+        for group, (name, weight) in zip(self.param_groups, self._weights.items(), strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            step = self._steps[name] * self._sizes[name]
+            if name in self._coordinates:
+                step, shift = self._coordinates[name].outward(step, weight)
+                if self._coordinates[name].bias:
+                    self._weights[self._coordinates[name].bias].add_(shift)
+            weight.add_(step)

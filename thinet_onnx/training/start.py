@@ -24,6 +24,7 @@ from thinet_onnx.training.losses import Objective, check_features, check_outputs
 from thinet_onnx.training.networks import Network, Teacher, Tensors, works_together
 from thinet_onnx.training.options import FinetuneOptions, FinetuneResult
 from thinet_onnx.training.processes import Processes, find_device, has_short
+from thinet_onnx.training.whitening import Coordinates, find_coordinates
 
 _FEATURES = 4  # inner tensors that are compared where none are named
 _SEEN = 64  # items that say what an output is and how much it varies
@@ -138,7 +139,24 @@ def _made_ready(
         options.flip, options.crop, options.layout, graph.inputs, options.mix, options.zoom, options.mosaic
     )
     feeding = Feeding(data, rows, options.batch, options.seed, varied)
-    return Loop(student, original, objective, feeding, data, held, options, processes, together=together)
+    coordinates = (
+        _coordinates(pruned, student, data, rows, options, processes) if options.optimizer == "whitened" else {}
+    )
+    return Loop(student, original, objective, feeding, data, held, options, processes, coordinates, together=together)
+
+
+def _coordinates(
+    pruned: onnx.ModelProto, student: Network, data: Source, rows: list[int], options: FinetuneOptions, processes: Processes
+) -> dict[str, Coordinates]:  # fmt: skip
+    """Where weights are trained: in all processes where the first one says, since eigenvectors may turn out otherwise."""
+    found = find_coordinates(pruned, student.twin.weights().keys(), data, rows, options.seed)
+    found = {name: each.to(processes.device) for name, each in found.items()}
+    tensors = [tensor for each in found.values() for tensor in each.tensors()]
+    if not processes.first:
+        for tensor in tensors:
+            tensor.zero_()
+    processes.add_up(tensors)
+    return found
 
 
 def check_labels(model: onnx.ModelProto, data: Source) -> None:

@@ -87,11 +87,7 @@ def finetune(
     ] = None,
     optimizer: Annotated[
         Optimizer,
-        option(
-            TRAIN,
-            "whitened|scaled|adamw|sgd",
-            "scaled: AdamW, its rate relative to each filter; whitened: and as if inputs were white.",
-        ),
+        option(TRAIN, "KIND", "scaled (by each filter's size), whitened (and by what layers read), adamw, sgd."),
     ] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, option(TRAIN, "X", "The highest one.", "--learning-rate", "--lr", default="by optimizer")

@@ -217,9 +217,9 @@ def test_what_is_written_is_what_was_validated() -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 3e-2},
-    "white coordinates": {"optimizer": "whitened"},
+    "scaled": {"optimizer": "scaled"},
     "averaged weights": {"ema": 0.7},
-    "labels": {"label_weight": 1.0, "distill": 0.0},
+    "labels": {"label_weight": 1.0, "distill": 0.0, "learning_rate": 5e-2},
     "labels and teacher": {"label_weight": 0.5},
     "features": {"feature_weight": 1.0},
     "features by name": {"feature_weight": 1.0, "features": ("v2",), "distill": 0.0},

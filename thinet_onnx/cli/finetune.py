@@ -87,7 +87,7 @@ def finetune(
     ] = None,
     optimizer: Annotated[
         Optimizer,
-        option(TRAIN, "KIND", "scaled (by each filter's size), whitened (and by what layers read), adamw, sgd."),
+        option(TRAIN, "KIND", "whitened (by what layers read), scaled (by filters' sizes), adamw, sgd."),
     ] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, option(TRAIN, "X", "The highest one.", "--learning-rate", "--lr", default="by optimizer")

@@ -43,9 +43,6 @@ class Loop:
         processes: those that take part.
         coordinates: where some of the weights are trained.
         together: whether several items may be run at once.
-
-    Raises:
-        OptionError: a batch has fewer items than there are processes, or statistics would be learned from single items.
     """
 
     def __init__(
@@ -53,15 +50,6 @@ class Loop:
         held: Sequence[int], options: FinetuneOptions, processes: Processes, coordinates: Mapping[str, Coordinates], *,
         together: bool,
     ) -> None:  # fmt: skip
-        if feeding.batch < processes.count:
-            raise OptionError(
-                f"A step has {feeding.batch} items for {processes.count} processes: give a larger --batch."
-            )
-        if options.batch_norm == "learned" and not together:
-            raise OptionError(
-                "Running statistics can't be learned here, since items are run one by one (the network answers otherwise when "
-                "they are joined, or the data can't be joined): use --batch-norm frozen."
-            )
         self._student, self._teacher, self._objective, self._feeding = student, teacher, objective, feeding
         self._data, self._held, self._options, self._processes = data, list(held), options, processes
         self._together = together

@@ -22,7 +22,7 @@ _CHOICES = {
     "optimizer": get_args(Optimizer), "batch_norm": get_args(BatchNorm), "device": get_args(Device),
     "layout": get_args(Layout), "precision": get_args(Precision),
 }  # fmt: skip
-_LEARNING_RATES: dict[str, float] = {"whitened": 4e-3, "scaled": 1e-3, "adamw": 3e-4, "sgd": 1e-2}
+_LEARNING_RATES: dict[str, float] = {"whitened": 1.5e-3, "scaled": 1e-3, "adamw": 3e-4, "sgd": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FinetuneOptions:
     """Every choice of a fine-tuning run but the networks and the data.
 
     How long: `epochs` passes over the data or, where that is given, `steps` steps of `batch` items. The learning rate
-    (None: 4e-3 for whitened, 1e-3 for scaled, 3e-4 for adamw, 1e-2 for sgd) rises over the share `warmup` of the steps and
+    (None: 1.5e-3 for whitened, 1e-3 for scaled, 3e-4 for adamw, 1e-2 for sgd) rises over the share `warmup` of the steps and
     falls to 0 by a cosine. `adamw` moves all weights alike. `scaled` is AdamW whose rate is a share of each filter's own size
     (its root mean square when training begins), so that it suits folded weights of any size. `whitened` is that in coordinates
     in which what each layer reads is white, as 64 items show it before the first step, so that answers learn in all directions.
@@ -61,7 +61,7 @@ class FinetuneOptions:
     epochs: int = 10
     steps: int | None = None
     batch: int = 32
-    optimizer: Optimizer = "scaled"
+    optimizer: Optimizer = "whitened"
     learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4

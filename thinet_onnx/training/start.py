@@ -139,10 +139,22 @@ def _made_ready(
         options.flip, options.crop, options.layout, graph.inputs, options.mix, options.zoom, options.mosaic
     )
     feeding = Feeding(data, rows, options.batch, options.seed, varied)
+    _check_steps(feeding, options, processes, together=together)
     coordinates = (
         _coordinates(pruned, student, data, rows, options, processes) if options.optimizer == "whitened" else {}
     )
     return Loop(student, original, objective, feeding, data, held, options, processes, coordinates, together=together)
+
+
+def _check_steps(feeding: Feeding, options: FinetuneOptions, processes: Processes, *, together: bool) -> None:
+    """Refuse steps that have too few items."""
+    if feeding.batch < processes.count:
+        raise OptionError(f"A step has {feeding.batch} items for {processes.count} processes: give a larger --batch.")
+    if options.batch_norm == "learned" and not together:
+        raise OptionError(
+            "Running statistics can't be learned here, since items are run one by one (the network answers otherwise when "
+            "they are joined, or the data can't be joined): use --batch-norm frozen."
+        )
 
 
 def _coordinates(

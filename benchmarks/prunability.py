@@ -2,6 +2,7 @@
 
     python benchmarks/prunability.py DIR [--images FOLDER] [--only NAME ...] [--seeds 2] [--no-prune] [--json FILE]
     python benchmarks/prunability.py DIR --peer onnxsim [--json FILE]
+    python benchmarks/prunability.py DIR --twin [--images FOLDER] [--json FILE]
 
 Each file is worked on in child processes with one thread, a time limit and a memory limit. The columns:
 
@@ -356,7 +357,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=600, help="seconds for one file")
     parser.add_argument("--memory", type=float, default=8, help="GiB for one file")
     parser.add_argument("--no-prune", dest="prune", action="store_false", help="analysis and oracle only")
-    parser.add_argument("--peer", choices=["onnxsim"])
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--peer", choices=["onnxsim"])
+    other.add_argument(
+        "--twin", action="store_true", help="the files as PyTorch modules: outputs, gradients, the way back"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     if args.peer and importlib.util.find_spec("onnxsim") is None:
@@ -365,6 +370,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import prunability_peer  # noqa: PLC0415  it imports this module
 
         return prunability_peer.main(files(args), args)
+    if args.twin and importlib.util.find_spec("torch") is None:
+        parser.exit(2, "torch isn't installed in this Python; install it with pip install '.[finetune]'.\n")
+    if args.twin:
+        import prunability_twin  # noqa: PLC0415  it imports this module
+
+        return prunability_twin.main(files(args), args)
     rows = []
     print(HEADER)
     for path, entry in files(args):

@@ -94,6 +94,27 @@ def test_prunability_tells_of_results_that_are_wrong(folder: Path) -> None:
     assert "FAIL open: oracle differs by 5.0e-01, more than 1.0e-04" in ended.stdout
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: the twin is NOT TESTED"
+)
+def test_prunability_compares_twins_and_tells_of_weights_without_a_gradient(folder: Path) -> None:
+    off = onnx.load(folder / "alone.onnx")
+    (output,) = off.graph.output
+    off.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "nothing"))
+    off.graph.node.append(onnx.helper.make_node("Mul", [output.name, "nothing"], ["off"]))
+    output.name = "off"
+    onnx.save(off, folder / "off.onnx")
+    out = folder / "rows.json"
+    told = run("prunability.py", folder, "--twin", "--json", out, code=1)
+    rows = {row["name"]: row for row in json.loads(out.read_text(encoding="utf-8"))}
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    assert verdicts == {"alone": "ok", "broken": "refused", "off": "FAIL", "open": "ok"}
+    assert "4 convolutional files: 1 FAIL, 2 ok, 1 refused" in told
+    assert rows["open"]["difference"] <= rows["open"]["tolerance"] == 1e-4
+    assert (rows["open"]["dead"], rows["open"]["broken"], rows["open"]["changed"]) == ([], [], [])
+    assert "gradients zero" in rows["off"]["reason"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("onnxsim") is not None, reason="onnxsim is installed")
 def test_a_peer_that_is_absent_is_named(folder: Path) -> None:
     told = run("prunability.py", folder, "--peer", "onnxsim", code=2)
